@@ -1,0 +1,136 @@
+//! Migrations past their deadline.
+
+use crate::ids::VolumeId;
+use crate::migration::{MigrationId, MigrationPhase, ReapDecision};
+use crate::response::{Refusal, Response};
+use crate::state::State;
+use crate::volume::AttachmentPhase;
+
+impl State {
+    pub(super) fn become_overdue(&mut self, id: &VolumeId) {
+        if let Some(migration) = self.volumes.get_mut(id).and_then(|volume| volume.migration.as_mut()) {
+            match migration.phase {
+                MigrationPhase::Active => migration.phase = MigrationPhase::Overdue,
+                MigrationPhase::Overdue | MigrationPhase::Reaping(_) => {}
+            }
+        }
+    }
+
+    /// Revokes the stale side of an overdue migration; only proof that it is off frees it.
+    pub(super) fn reap(
+        &mut self,
+        id: &VolumeId,
+        migration: MigrationId,
+        decision: ReapDecision,
+    ) -> Result<Response, Refusal> {
+        let nothing = |reason: &str| Refusal::NothingToReap { volume: id.clone(), reason: reason.to_owned() };
+        let volume = self.volumes.get_mut(id).ok_or_else(|| nothing("it is not known"))?;
+        let running = volume.migration.as_mut().filter(|running| running.id == migration);
+        let Some(running) = running else { return Err(nothing("the migration has ended")) };
+        match running.phase {
+            MigrationPhase::Overdue => {}
+            MigrationPhase::Active => return Err(nothing("the migration is within its time")),
+            MigrationPhase::Reaping(_) => return Err(nothing("the migration is being reaped")),
+        }
+        let stale = decision.stale.clone();
+        if stale != running.source && stale != running.target {
+            return Err(nothing("the node is no side of the migration"));
+        }
+        let Some(attachment) = volume.attachments.get_mut(&stale) else {
+            return Err(nothing("the node does not have the volume"));
+        };
+        attachment.phase = AttachmentPhase::Revoking;
+        running.phase = MigrationPhase::Reaping(decision);
+        if self.free_if_proven_off(id, &stale) {
+            return Ok(Response::Done);
+        }
+        Ok(Response::Revoking { nodes: vec![stale] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Command;
+    use crate::migration::MigrationOutcome;
+    use crate::testing::*;
+
+    fn migrating() -> Ledger {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", BLOCK_RWX);
+        ledger.connect("b", BLOCK_RWX);
+        ledger
+    }
+
+    fn phase(ledger: &Ledger) -> &'static str {
+        ledger.volume().migration.as_ref().unwrap().phase.name()
+    }
+
+    fn reap(ledger: &mut Ledger, migration: u64, stale: &str) -> Response {
+        let decision = ReapDecision {
+            stale: node(stale),
+            decided_by: "a test".to_owned(),
+            evidence: "it says so".to_owned(),
+        };
+        ledger.apply(Command::Reap { volume: volume(V), migration: MigrationId(migration), decision })
+    }
+
+    #[test]
+    fn overdue_at_the_deadline_and_not_before() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(299);
+        assert_eq!(phase(&ledger), "Active");
+        assert!(ledger.state.is_timed());
+        ledger.pass_seconds(1);
+        assert_eq!(phase(&ledger), "Overdue");
+        assert!(!ledger.state.is_timed());
+        assert_eq!(ledger.holders(), ["a", "b"], "a timer alone takes nothing");
+    }
+
+    #[test]
+    fn the_clock_never_goes_back() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        let past = crate::command::Entry { at: crate::volume::LedgerTime(0), command: Command::Tick };
+        ledger.state.apply(past);
+        assert_eq!(ledger.state.clock().0, 300_000);
+        assert_eq!(phase(&ledger), "Overdue");
+    }
+
+    #[test]
+    fn an_overdue_migration_still_ends_well() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        ledger.unpublish("a");
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        assert_eq!(ledger.state.ended_migrations()[0].outcome, MigrationOutcome::Success);
+    }
+
+    #[test]
+    fn a_reaped_side_keeps_its_slot_until_it_is_proven_off_and_is_marked() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        assert_eq!(reap(&mut ledger, 1, "b"), Response::Revoking { nodes: vec![node("b")] });
+        assert_eq!(phase(&ledger), "Reaping");
+        assert!(matches!(ledger.publish("c", BLOCK_RWX).refusal(), Refusal::TwoNodesAlready { .. }));
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("b", moment);
+        let ended = &ledger.state.ended_migrations()[0];
+        assert_eq!(ended.outcome, MigrationOutcome::Timeout);
+        assert_eq!(ended.evidence, "a test: it says so");
+        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
+        ledger.grant("c", BLOCK_RWX);
+    }
+
+    #[test]
+    fn only_an_overdue_migration_is_reaped_once_and_only_a_side_of_it() {
+        let mut ledger = migrating();
+        assert!(reap(&mut ledger, 1, "b").refusal().to_string().contains("within its time"));
+        ledger.pass_seconds(300);
+        assert!(reap(&mut ledger, 2, "b").refusal().to_string().contains("has ended"));
+        assert!(reap(&mut ledger, 1, "c").refusal().to_string().contains("no side"));
+        reap(&mut ledger, 1, "b");
+        assert!(reap(&mut ledger, 1, "a").refusal().to_string().contains("being reaped"));
+    }
+}

@@ -1,0 +1,187 @@
+//! What nodes say: that they started, that they are about to connect, that they are off.
+
+use crate::ids::{BootId, NodeId, Nqn, VolumeId};
+use crate::response::{Refusal, Response};
+use crate::state::{Node, PAST_BOOTS_KEPT, State};
+use crate::volume::{AttachmentPhase, Connection, Generation, NodeMoment};
+
+use super::publish::gone;
+
+impl State {
+    pub(super) fn register_node(
+        &mut self,
+        id: NodeId,
+        boot: BootId,
+        host_nqn: Nqn,
+        max_volumes: u32,
+    ) -> Result<Response, Refusal> {
+        let registered_at = self.clock;
+        let Some(node) = self.nodes.get_mut(&id) else {
+            let past_boots = Default::default();
+            self.nodes.insert(id, Node { boot, past_boots, host_nqn, max_volumes, registered_at });
+            return Ok(Response::Done);
+        };
+        if node.past_boots.contains(&boot) {
+            return Err(Refusal::PastMoment { node: id });
+        }
+        let rebooted = node.boot != boot;
+        if rebooted {
+            node.past_boots.push_back(std::mem::replace(&mut node.boot, boot));
+            if node.past_boots.len() > PAST_BOOTS_KEPT {
+                node.past_boots.pop_front();
+            }
+        }
+        (node.host_nqn, node.max_volumes, node.registered_at) = (host_nqn, max_volumes, registered_at);
+        if rebooted {
+            self.connections_died(&id);
+        }
+        Ok(Response::Done)
+    }
+
+    /// A node rebooted: none of its connections is there any more.
+    fn connections_died(&mut self, node: &NodeId) {
+        let mut affected = Vec::new();
+        for (id, volume) in &mut self.volumes {
+            if let Some(attachment) = volume.attachments.get_mut(node) {
+                attachment.connection = Connection::Disconnected;
+                attachment.heard = None;
+                affected.push(id.clone());
+            }
+        }
+        for id in affected {
+            self.free_if_proven_off(&id, node);
+        }
+    }
+
+    pub(super) fn permit_connect(
+        &mut self,
+        id: &VolumeId,
+        node: &NodeId,
+        generation: Generation,
+        moment: NodeMoment,
+    ) -> Result<Response, Refusal> {
+        self.check_boot(node, &moment)?;
+        let attachment = self.attachment(id, node, generation)?;
+        match attachment.phase {
+            AttachmentPhase::Granted => {}
+            AttachmentPhase::Granting => return Err(gone(id, node, generation, "it is not granted yet")),
+            AttachmentPhase::Revoking => return Err(gone(id, node, generation, "it is being revoked")),
+        }
+        if attachment.heard.as_ref().is_some_and(|heard| heard.since_boot_ns > moment.since_boot_ns) {
+            return Err(Refusal::PastMoment { node: node.clone() });
+        }
+        attachment.connection = Connection::Permitted;
+        attachment.heard = Some(moment);
+        Ok(Response::Done)
+    }
+
+    pub(super) fn report_disconnected(
+        &mut self,
+        id: &VolumeId,
+        node: &NodeId,
+        moment: NodeMoment,
+    ) -> Result<Response, Refusal> {
+        self.check_boot(node, &moment)?;
+        let attachment = self.volumes.get_mut(id).and_then(|volume| volume.attachments.get_mut(node));
+        let Some(attachment) = attachment else { return Ok(Response::Done) };
+        if attachment.heard.as_ref().is_some_and(|heard| heard.since_boot_ns >= moment.since_boot_ns) {
+            return Err(Refusal::PastMoment { node: node.clone() });
+        }
+        attachment.connection = Connection::Disconnected;
+        attachment.heard = Some(moment);
+        self.free_if_proven_off(id, node);
+        Ok(Response::Done)
+    }
+
+    fn check_boot(&self, id: &NodeId, moment: &NodeMoment) -> Result<(), Refusal> {
+        match self.nodes.get(id) {
+            None => Err(Refusal::NodeNotFound { node: id.clone() }),
+            Some(node) if node.boot != moment.boot => Err(Refusal::PastMoment { node: id.clone() }),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    fn connection(ledger: &Ledger, name: &str) -> Connection {
+        ledger.volume().attachments[&node(name)].connection
+    }
+
+    #[test]
+    fn a_node_may_connect_only_while_its_attachment_stands() {
+        let mut ledger = Ledger::with_volume();
+        let moment = ledger.moment("boot-1");
+        let generation = ledger.publish("a", EXT4_RWO).generation();
+        let granting = ledger.permit("a", generation, moment.clone()).refusal();
+        assert!(granting.to_string().contains("not granted yet"), "{granting}");
+        let generation = ledger.grant("a", EXT4_RWO);
+        let other = Generation(generation.0 + 1);
+        assert!(matches!(
+            ledger.permit("a", other, moment.clone()).refusal(),
+            Refusal::AttachmentGone { .. }
+        ));
+        assert_eq!(ledger.permit("a", generation, moment), Response::Done);
+        assert_eq!(connection(&ledger, "a"), Connection::Permitted);
+        ledger.unpublish("a");
+        let moment = ledger.moment("boot-1");
+        let revoking = ledger.permit("a", generation, moment).refusal();
+        assert!(revoking.to_string().contains("being revoked"), "{revoking}");
+    }
+
+    #[test]
+    fn a_report_delivered_after_a_later_connect_is_no_proof() {
+        let mut ledger = Ledger::with_volume();
+        let generation = ledger.connect("a", EXT4_RWO);
+        let late = ledger.moment("boot-1");
+        let again = ledger.moment("boot-1");
+        ledger.permit("a", generation, again);
+        assert!(matches!(ledger.report_off("a", late).refusal(), Refusal::PastMoment { .. }));
+        assert_eq!(ledger.unpublish("a"), Response::Revoking { nodes: vec![node("a")] });
+    }
+
+    #[test]
+    fn a_permission_delivered_after_a_later_report_is_refused() {
+        let mut ledger = Ledger::with_volume();
+        let generation = ledger.connect("a", EXT4_RWO);
+        let late = ledger.moment("boot-1");
+        let off = ledger.moment("boot-1");
+        ledger.report_off("a", off);
+        assert!(matches!(ledger.permit("a", generation, late).refusal(), Refusal::PastMoment { .. }));
+        assert_eq!(connection(&ledger, "a"), Connection::Disconnected);
+    }
+
+    #[test]
+    fn another_boot_proves_the_old_connections_gone() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", EXT4_RWO);
+        ledger.unpublish("a");
+        ledger.register("a", "boot-1", 0);
+        assert_eq!(ledger.holders(), ["a"], "a restart of the plugin alone proves nothing");
+        ledger.register("a", "boot-2", 0);
+        assert!(ledger.holders().is_empty());
+    }
+
+    #[test]
+    fn an_earlier_boot_has_no_word_any_more() {
+        let mut ledger = Ledger::with_volume();
+        ledger.register("a", "boot-2", 0);
+        let generation = ledger.grant("a", EXT4_RWO);
+        let moment = ledger.moment("boot-2");
+        ledger.permit("a", generation, moment);
+        let past = ledger.moment("boot-1");
+        assert!(matches!(ledger.report_off("a", past).refusal(), Refusal::PastMoment { .. }));
+        assert!(matches!(ledger.register("a", "boot-1", 0).refusal(), Refusal::PastMoment { .. }));
+        assert_eq!(connection(&ledger, "a"), Connection::Permitted);
+    }
+
+    #[test]
+    fn a_node_that_never_registered_is_not_known() {
+        let mut ledger = Ledger::with_volume();
+        let moment = ledger.moment("boot-1");
+        assert!(matches!(ledger.report_off("z", moment).refusal(), Refusal::NodeNotFound { .. }));
+    }
+}

@@ -1,0 +1,202 @@
+//! Unpublish: an attachment is revoked first, and goes only when its node is proven off.
+
+use crate::ids::{NodeId, VolumeId};
+use crate::migration::{EndedMigration, MigrationOutcome, MigrationPhase};
+use crate::response::{Refusal, Response};
+use crate::state::State;
+use crate::volume::{AttachmentPhase, Connection};
+
+impl State {
+    pub(super) fn unpublish(
+        &mut self,
+        id: &VolumeId,
+        node: Option<&NodeId>,
+        require_proof: bool,
+    ) -> Result<Response, Refusal> {
+        let Some(volume) = self.volumes.get_mut(id) else { return Ok(Response::Done) };
+        volume.reaped.retain(|reaped| node.is_some_and(|node| node != reaped));
+        let asked: Vec<NodeId> =
+            volume.attachments.keys().filter(|n| node.is_none_or(|node| *n == node)).cloned().collect();
+        for node in &asked {
+            if let Some(attachment) = volume.attachments.get_mut(node) {
+                attachment.phase = AttachmentPhase::Revoking;
+                attachment.problem = None;
+            }
+        }
+        let mut nodes = Vec::new();
+        for node in asked {
+            let freed = if require_proof {
+                self.free_if_proven_off(id, &node)
+            } else {
+                self.free(id, &node, "the orchestrator unpublished it; unproven");
+                true
+            };
+            if !freed {
+                nodes.push(node);
+            }
+        }
+        if nodes.is_empty() { Ok(Response::Done) } else { Ok(Response::Revoking { nodes }) }
+    }
+
+    /// Frees a revoking attachment whose node is proven off; says whether it did.
+    pub(super) fn free_if_proven_off(&mut self, id: &VolumeId, node: &NodeId) -> bool {
+        let proven = self.volumes.get(id).and_then(|volume| volume.attachments.get(node)).is_some_and(|a| {
+            a.phase == AttachmentPhase::Revoking && a.connection == Connection::Disconnected
+        });
+        if proven {
+            self.free(id, node, "its node is neither connected nor connecting");
+        }
+        proven
+    }
+
+    /// Removes the attachment and ends the migration that it was a side of.
+    fn free(&mut self, id: &VolumeId, node: &NodeId, evidence: &str) {
+        let Some(volume) = self.volumes.get_mut(id) else { return };
+        if volume.attachments.remove(node).is_none() {
+            return;
+        }
+        let Some(migration) = volume.migration.take() else { return };
+        if migration.source != *node && migration.target != *node {
+            volume.migration = Some(migration);
+            return;
+        }
+        self.deadlines.remove(&(migration.deadline, id.clone()));
+        let (outcome, evidence) = match &migration.phase {
+            MigrationPhase::Reaping(decision) if decision.stale == *node => {
+                volume.reaped.insert(node.clone());
+                (MigrationOutcome::Timeout, format!("{}: {}", decision.decided_by, decision.evidence))
+            }
+            MigrationPhase::Active | MigrationPhase::Overdue | MigrationPhase::Reaping(_) => {
+                let (outcome, side) = if migration.source == *node {
+                    (MigrationOutcome::Success, "source")
+                } else {
+                    (MigrationOutcome::Failed, "target")
+                };
+                (outcome, format!("{side} {node} was unpublished: {evidence}"))
+            }
+        };
+        self.record_ended(EndedMigration {
+            id: migration.id,
+            volume: id.clone(),
+            source: migration.source,
+            target: migration.target,
+            started_at: migration.started_at,
+            ended_at: self.clock,
+            outcome,
+            evidence,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Command;
+    use crate::migration::ENDED_MIGRATIONS_KEPT;
+    use crate::testing::*;
+
+    fn last_outcome(ledger: &Ledger) -> Option<MigrationOutcome> {
+        ledger.state.ended_migrations().back().map(|ended| ended.outcome)
+    }
+
+    fn unpublish_all(require_proof: bool) -> Command {
+        Command::Unpublish { volume: volume(V), node: None, require_proof }
+    }
+
+    #[test]
+    fn a_node_that_never_connected_is_off_at_once() {
+        let mut ledger = Ledger::with_volume();
+        ledger.grant("a", BLOCK_RWX);
+        assert_eq!(ledger.unpublish("a"), Response::Done);
+        assert_eq!(ledger.unpublish("a"), Response::Done, "idempotent");
+        assert!(ledger.holders().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_known_is_unpublished_already() {
+        let mut ledger = Ledger::with_volume();
+        assert_eq!(ledger.unpublish("z"), Response::Done);
+        let unknown = Command::Unpublish { volume: volume("elsewhere"), node: None, require_proof: true };
+        assert_eq!(ledger.apply(unknown), Response::Done);
+    }
+
+    #[test]
+    fn a_connected_node_stays_until_it_reports_that_it_is_off() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", EXT4_RWO);
+        assert_eq!(ledger.unpublish("a"), Response::Revoking { nodes: vec![node("a")] });
+        assert_eq!(ledger.unpublish("a"), Response::Revoking { nodes: vec![node("a")] });
+        assert_eq!(ledger.holders(), ["a"]);
+        let moment = ledger.moment("boot-1");
+        assert_eq!(ledger.report_off("a", moment), Response::Done);
+        assert!(ledger.holders().is_empty());
+        assert_eq!(ledger.unpublish("a"), Response::Done);
+    }
+
+    #[test]
+    fn a_report_before_the_revocation_is_proof_because_connecting_asks_first() {
+        let mut ledger = Ledger::with_volume();
+        let generation = ledger.connect("a", EXT4_RWO);
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        assert_eq!(ledger.unpublish("a"), Response::Done);
+        let moment = ledger.moment("boot-1");
+        assert!(matches!(ledger.permit("a", generation, moment).refusal(), Refusal::AttachmentGone { .. }));
+    }
+
+    #[test]
+    fn without_required_proof_the_orchestrator_is_believed_and_it_is_recorded() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", BLOCK_RWX);
+        ledger.connect("b", BLOCK_RWX);
+        assert_eq!(ledger.apply(unpublish_all(false)), Response::Done);
+        assert!(ledger.holders().is_empty());
+        assert!(ledger.state.ended_migrations()[0].evidence.contains("unproven"));
+    }
+
+    #[test]
+    fn a_migration_ends_with_the_side_that_left() {
+        for (leaves, outcome) in [("a", MigrationOutcome::Success), ("b", MigrationOutcome::Failed)] {
+            let mut ledger = Ledger::with_volume();
+            ledger.connect("a", BLOCK_RWX);
+            ledger.connect("b", BLOCK_RWX);
+            ledger.unpublish(leaves);
+            assert!(ledger.volume().migration.is_some(), "revoking counts");
+            let moment = ledger.moment("boot-1");
+            ledger.report_off(leaves, moment);
+            assert_eq!(ledger.volume().migration, None);
+            assert_eq!(last_outcome(&ledger), Some(outcome));
+            assert!(!ledger.state.is_timed());
+        }
+    }
+
+    #[test]
+    fn all_nodes_at_once() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", BLOCK_RWX);
+        ledger.grant("b", BLOCK_RWX);
+        assert_eq!(ledger.apply(unpublish_all(true)), Response::Revoking { nodes: vec![node("a")] });
+        assert_eq!(ledger.holders(), ["a"]);
+    }
+
+    #[test]
+    fn unpublish_clears_the_mark_of_a_reaped_node() {
+        let mut ledger = Ledger::with_volume();
+        ledger.state.volumes.get_mut(&volume(V)).unwrap().reaped.insert(node("b"));
+        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
+        assert_eq!(ledger.unpublish("b"), Response::Done);
+        ledger.grant("b", BLOCK_RWX);
+    }
+
+    #[test]
+    fn only_so_many_ended_migrations_are_kept() {
+        let mut ledger = Ledger::with_volume();
+        ledger.grant("a", BLOCK_RWX);
+        for _ in 0..ENDED_MIGRATIONS_KEPT + 5 {
+            ledger.grant("b", BLOCK_RWX);
+            ledger.unpublish("b");
+        }
+        assert_eq!(ledger.state.ended_migrations().len(), ENDED_MIGRATIONS_KEPT);
+        assert_eq!(ledger.state.ended_migrations()[0].id.0, 6);
+    }
+}

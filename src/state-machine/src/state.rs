@@ -1,0 +1,161 @@
+//! The ledger's state and what can be read from it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BootId, NodeId, Nqn, VolumeId};
+use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, MigrationId};
+use crate::volume::{Generation, LedgerTime, Problem, Volume, VolumePhase};
+
+/// How many failed operations stay readable for those who wait for them.
+pub const FAILURES_KEPT: usize = 100;
+/// How many earlier boots of a node are remembered, so that a late registration is recognised.
+pub(crate) const PAST_BOOTS_KEPT: usize = 8;
+
+/// A node whose plugin registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its present boot.
+    pub boot: BootId,
+    /// Its earlier boots, oldest first, bounded.
+    pub past_boots: VecDeque<BootId>,
+    /// Its host NQN.
+    pub host_nqn: Nqn,
+    /// How many volumes it can take; 0 is no limit.
+    pub max_volumes: u32,
+    /// When it last registered.
+    pub registered_at: LedgerTime,
+}
+
+/// An operation that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its generation.
+    pub generation: Generation,
+    /// Why.
+    pub problem: Problem,
+}
+
+/// How an operation on a volume stands, for whoever waits for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperationStatus {
+    /// It runs.
+    Running,
+    /// It met trouble and is tried again.
+    Retrying(Problem),
+    /// It succeeded: the volume is `Ready`.
+    Succeeded,
+    /// It was given up.
+    Abandoned(Problem),
+    /// A later operation on the volume took its place.
+    Overtaken,
+    /// The volume is gone.
+    VolumeGone,
+}
+
+/// The replicated state. Equal logs make equal states, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub(crate) cluster_version: u32,
+    pub(crate) clock: LedgerTime,
+    pub(crate) last_generation: Generation,
+    pub(crate) last_migration: MigrationId,
+    pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) ended_migrations: VecDeque<EndedMigration>,
+    pub(crate) failures: VecDeque<Failure>,
+    /// Deadlines of migrations in phase `Active`: what the clock has to be compared with.
+    pub(crate) deadlines: BTreeSet<(LedgerTime, VolumeId)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            cluster_version: 1,
+            clock: LedgerTime::default(),
+            last_generation: Generation::default(),
+            last_migration: MigrationId(0),
+            volumes: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            ended_migrations: VecDeque::new(),
+            failures: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+        }
+    }
+}
+
+impl State {
+    /// Which commands may be proposed.
+    pub fn cluster_version(&self) -> u32 {
+        self.cluster_version
+    }
+
+    /// The ledger's clock.
+    pub fn clock(&self) -> LedgerTime {
+        self.clock
+    }
+
+    /// The volume `id`.
+    pub fn volume(&self, id: &VolumeId) -> Option<&Volume> {
+        self.volumes.get(id)
+    }
+
+    /// All volumes, by id.
+    pub fn volumes(&self) -> &BTreeMap<VolumeId, Volume> {
+        &self.volumes
+    }
+
+    /// All registered nodes.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+
+    /// The last migrations that ended, oldest first.
+    pub fn ended_migrations(&self) -> &VecDeque<EndedMigration> {
+        &self.ended_migrations
+    }
+
+    /// Whether something waits for the clock: then the leader proposes ticks.
+    pub fn is_timed(&self) -> bool {
+        !self.deadlines.is_empty()
+    }
+
+    /// How the operation `generation` on `volume` stands.
+    pub fn operation(&self, volume: &VolumeId, generation: Generation) -> OperationStatus {
+        let failure = self.failures.iter().rev().find(|f| f.volume == *volume && f.generation == generation);
+        if let Some(failure) = failure {
+            return OperationStatus::Abandoned(failure.problem.clone());
+        }
+        let Some(found) = self.volumes.get(volume) else { return OperationStatus::VolumeGone };
+        if found.generation != generation {
+            return OperationStatus::Overtaken;
+        }
+        match (found.phase, &found.problem) {
+            (VolumePhase::Ready, _) => OperationStatus::Succeeded,
+            (_, Some(problem)) => OperationStatus::Retrying(problem.clone()),
+            (_, None) => OperationStatus::Running,
+        }
+    }
+
+    pub(crate) fn next_generation(&mut self) -> Generation {
+        self.last_generation.0 += 1;
+        self.last_generation
+    }
+
+    pub(crate) fn record_failure(&mut self, failure: Failure) {
+        self.failures.push_back(failure);
+        while self.failures.len() > FAILURES_KEPT {
+            self.failures.pop_front();
+        }
+    }
+
+    pub(crate) fn record_ended(&mut self, migration: EndedMigration) {
+        self.ended_migrations.push_back(migration);
+        while self.ended_migrations.len() > ENDED_MIGRATIONS_KEPT {
+            self.ended_migrations.pop_front();
+        }
+    }
+}
