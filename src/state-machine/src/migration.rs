@@ -111,10 +111,14 @@ pub struct EndedMigration {
     pub target: NodeId,
     /// When it began.
     pub started_at: LedgerTime,
+    /// From when on it was, or would have been, overdue.
+    pub deadline: LedgerTime,
     /// When one side was proven off.
     pub ended_at: LedgerTime,
     /// How it ended.
     pub outcome: MigrationOutcome,
-    /// Who decided, and on what evidence.
+    /// Who decided.
+    pub decided_by: String,
+    /// On what evidence.
     pub evidence: String,
 }

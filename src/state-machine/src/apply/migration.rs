@@ -118,7 +118,7 @@ mod tests {
         ledger.report_off("b", moment);
         let ended = &ledger.state.ended_migrations()[0];
         assert_eq!(ended.outcome, MigrationOutcome::Timeout);
-        assert_eq!(ended.evidence, "a test: it says so");
+        assert_eq!((ended.decided_by.as_str(), ended.evidence.as_str()), ("a test", "it says so"));
         assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
         ledger.grant("c", BLOCK_RWX);
     }

@@ -30,6 +30,8 @@ impl State {
             return Err(Refusal::FilesystemOnManyNodes { volume: id.clone() });
         }
         if let Some(generation) = volume.published_already(node, mode)? {
+            // Somebody asks again: trouble that was met before is to be met again before it is told again.
+            self.attachment(id, node, generation)?.problem = None;
             return Ok(Response::Attached { generation });
         }
         if volume.reaped.contains(node) {
@@ -441,6 +443,8 @@ mod tests {
             Command::GrantFailed { volume: volume(V), node: node("a"), generation, problem: trouble.clone() };
         assert_eq!(ledger.apply(failed.clone()), Response::Done);
         assert_eq!(ledger.volume().attachments[&node("a")].problem, Some(trouble));
+        assert_eq!(ledger.publish("a", BLOCK_RWX), Response::Attached { generation });
+        assert_eq!(ledger.volume().attachments[&node("a")].problem, None, "somebody asked again");
         let confirmed = Command::ExportConfirmed { volume: volume(V), node: node("a"), generation };
         assert_eq!(ledger.apply(confirmed), Response::Done);
         assert_eq!(ledger.volume().attachments[&node("a")].problem, None);

@@ -28,7 +28,7 @@ impl State {
             let freed = if require_proof {
                 self.free_if_proven_off(id, &node)
             } else {
-                self.free(id, &node, "the orchestrator unpublished it; unproven");
+                self.free(id, &node, "the orchestrator says so, unproven");
                 true
             };
             if !freed {
@@ -61,10 +61,10 @@ impl State {
             return;
         }
         self.deadlines.remove(&(migration.deadline, id.clone()));
-        let (outcome, evidence) = match &migration.phase {
+        let (outcome, decided_by, evidence) = match migration.phase {
             MigrationPhase::Reaping(decision) if decision.stale == *node => {
                 volume.reaped.insert(node.clone());
-                (MigrationOutcome::Timeout, format!("{}: {}", decision.decided_by, decision.evidence))
+                (MigrationOutcome::Timeout, decision.decided_by, decision.evidence)
             }
             MigrationPhase::Active | MigrationPhase::Overdue | MigrationPhase::Reaping(_) => {
                 let (outcome, side) = if migration.source == *node {
@@ -72,7 +72,7 @@ impl State {
                 } else {
                     (MigrationOutcome::Failed, "target")
                 };
-                (outcome, format!("{side} {node} was unpublished: {evidence}"))
+                (outcome, "unpublish".to_owned(), format!("{side} {node} left: {evidence}"))
             }
         };
         self.record_ended(EndedMigration {
@@ -81,8 +81,10 @@ impl State {
             source: migration.source,
             target: migration.target,
             started_at: migration.started_at,
+            deadline: migration.deadline,
             ended_at: self.clock,
             outcome,
+            decided_by,
             evidence,
         });
     }
