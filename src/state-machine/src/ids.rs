@@ -49,6 +49,10 @@ pub enum IdError {
 /// Letters, digits, `.`, `_`, `-`; begins with a letter or digit; no `..`.
 fn check_name(text: &str, limit: usize) -> Result<(), IdError> {
     check_characters(text, limit, "._-", "letters, digits, '.', '_' and '-'")?;
+    check_arrangement(text)
+}
+
+fn check_arrangement(text: &str) -> Result<(), IdError> {
     if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return Err(IdError::Malformed("must begin with a letter or a digit"));
     }
@@ -135,8 +139,13 @@ string_id!(
 
 string_id!(
     /// The name that a `CreateVolume` request gives a volume (CSI 1.12, `CreateVolumeRequest.name`).
+    ///
+    /// It never reaches the appliance; the id that is made of it does.
     VolumeName,
-    |text| check_name(text, MAX_VOLUME_ID_BYTES)
+    |text| {
+        check_characters(text, MAX_VOLUME_ID_BYTES, "._-+", "letters, digits, '.', '_', '-' and '+'")?;
+        check_arrangement(text)
+    }
 );
 
 string_id!(

@@ -1,0 +1,161 @@
+//! The controller's settings: one file, parsed once, all mistakes reported together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backend::RouterOsConfig;
+use serde::Deserialize;
+use state_machine::{AppliancePath, HostAddress, Nqn};
+
+/// Settings of one controller replica, as its TOML file gives them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerConfig {
+    /// This replica's name: its pod's.
+    pub name: String,
+    /// Where raft's log, vote and snapshots live. Never on a volume of this driver.
+    pub data_dir: PathBuf,
+    /// Where peers, nodes and operators are served.
+    pub listen: SocketAddr,
+    /// All replicas of the cluster, this one included.
+    pub peers: Vec<Peer>,
+    /// Certificates for peers, nodes and operators.
+    pub tls: Tls,
+    /// CSI's unix socket, `unix:///path` or a path.
+    pub csi_socket: String,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served.
+    #[serde(default = "default_metrics_address")]
+    pub metrics_address: SocketAddr,
+    /// The storage box.
+    pub appliance: RouterOsConfig,
+    /// What a class that does not say gets.
+    pub volumes: VolumeDefaults,
+    /// Whether a node must be proven off before its slot is free; `false` believes the orchestrator.
+    #[serde(default = "yes")]
+    pub require_detach_proof: bool,
+    /// The longest that a CSI call may take when its caller sets no deadline, in seconds.
+    #[serde(default = "default_call_timeout_seconds")]
+    pub call_timeout_seconds: u32,
+}
+
+/// Another replica, or this one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// `host:port` where it serves its peers.
+    pub address: String,
+}
+
+/// PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The authority that signed everybody's certificate.
+    pub ca: PathBuf,
+    /// This replica's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// What a class that does not say gets.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeDefaults {
+    /// `nvmeAddress`: the appliance's storage address.
+    pub nvme_address: HostAddress,
+    /// `nvmePort`.
+    #[serde(default = "default_nvme_port")]
+    pub nvme_port: u16,
+    /// `volumePath`: the directory of backing files on the appliance.
+    pub volume_path: AppliancePath,
+    /// The NQN of a volume is this, a colon and the volume's id.
+    #[serde(default = "default_nqn_prefix")]
+    pub nqn_prefix: Nqn,
+}
+
+fn default_metrics_address() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 9809))
+}
+
+fn default_nvme_port() -> u16 {
+    4420
+}
+
+fn default_call_timeout_seconds() -> u32 {
+    60
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::unwrap_used, reason = "the constant is a valid NQN, which a test shows")]
+fn default_nqn_prefix() -> Nqn {
+    Nqn::parse("nqn.2000-02.com.mikrotik").unwrap()
+}
+
+impl ControllerConfig {
+    /// Reads a TOML document; the error has every mistake that can be told apart, one a line.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let config: Self = toml::from_str(text).map_err(|error| vec![error.to_string()])?;
+        let mistakes = config.mistakes();
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// The longest that a CSI call may take when its caller sets no deadline.
+    pub fn call_timeout(&self) -> Duration {
+        Duration::from_secs(u64::from(self.call_timeout_seconds))
+    }
+
+    /// This replica's own entry in `peers`.
+    pub fn own_address(&self) -> Option<&str> {
+        self.peers.iter().find(|peer| peer.name == self.name).map(|peer| peer.address.as_str())
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.name.is_empty() {
+            found.push("name: must not be empty".to_owned());
+        }
+        if self.own_address().is_none() {
+            found.push(format!("peers: {:?}, this replica's name, is not among them", self.name));
+        }
+        if self.peers.len() % 2 == 0 {
+            found.push(format!(
+                "peers: {} replicas; use an odd number, three by preference",
+                self.peers.len()
+            ));
+        }
+        for (index, peer) in self.peers.iter().enumerate() {
+            if self
+                .peers
+                .iter()
+                .take(index)
+                .any(|other| other.name == peer.name || other.address == peer.address)
+            {
+                found.push(format!("peers: {} at {} is there twice", peer.name, peer.address));
+            }
+            if peer.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
+                found.push(format!("peers: address {:?} is not host:port", peer.address));
+            }
+        }
+        for (name, path) in
+            [("tls.ca", &self.tls.ca), ("tls.cert", &self.tls.cert), ("tls.key", &self.tls.key)]
+        {
+            if let Err(error) = std::fs::File::open(path) {
+                found.push(format!("{name}: {}: {error}", path.display()));
+            }
+        }
+        if self.call_timeout_seconds == 0 {
+            found.push("call_timeout_seconds: must be at least 1".to_owned());
+        }
+        if self.volumes.nvme_port == 0 {
+            found.push("volumes.nvme_port: must not be 0".to_owned());
+        }
+        found
+    }
+}

@@ -1,0 +1,356 @@
+//! The executor: carries out what [`state_machine::plan()`] asks for, on the leader only.
+//!
+//! [`Executor::step`] is the decision, without IO or a clock; `shell` performs its effects. Life of a step:
+//! performed on the appliance, its outcome proposed as a command, forgotten. Nothing is remembered that the state
+//! does not say again: a new leader begins with an empty executor, and repeats what its predecessor left unfinished,
+//! since every action on the appliance is idempotent.
+
+mod shell;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use backend::BackendError;
+use state_machine::{Command, Generation, Problem, ProblemKind, Step, StepKind, VolumeId};
+
+pub(crate) use shell::Shell;
+
+/// The first wait after a failed attempt, in milliseconds; each further failure doubles it.
+const FIRST_RETRY_MS: u64 = 500;
+/// The longest wait between attempts, in milliseconds.
+const LONGEST_RETRY_MS: u64 = 30_000;
+/// The longest text of a problem that goes into the ledger, in bytes.
+const MAX_PROBLEM_BYTES: usize = 500;
+
+/// What a step is about: generations are unique, the volume is there to be looked up.
+pub(crate) type Key = (VolumeId, Generation);
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// This replica leads, in `term`.
+    Leading { term: u64 },
+    /// It does no longer.
+    Deposed,
+    /// The term was written on the appliance, or not.
+    TermBegun { now_ms: u64, term: u64, result: Result<(), BackendError> },
+    /// The state asks for these steps; also told when a wait is over.
+    Planned { now_ms: u64, steps: Vec<Step> },
+    /// An action ended.
+    Performed { term: u64, key: Key, outcome: Outcome },
+    /// A proposal was committed, or this replica could not commit it.
+    Proposed { now_ms: u64, term: u64, key: Key },
+}
+
+/// What an action came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// As asked.
+    Done,
+    /// The slot, to be seen empty, has this.
+    SlotTaken(String),
+    /// It failed, or nobody knows.
+    Failed(BackendError),
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Write the term on the appliance, so that earlier leaders' commands are refused there.
+    BeginTerm { term: u64 },
+    /// Do this on the appliance.
+    Perform { term: u64, step: Step, action: Action },
+    /// Propose the outcome, in this term and no other.
+    Propose { term: u64, key: Key, command: Command },
+}
+
+/// One thing done on the appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// The step itself.
+    Step,
+    /// Remove what a creation that is given up may have left.
+    UndoCreate {
+        /// Why it is given up.
+        because: Problem,
+    },
+}
+
+/// How far a step has come.
+#[derive(Debug)]
+enum Work {
+    Performing {
+        step: Step,
+        action: Action,
+        failures: u32,
+    },
+    /// The outcome is being proposed; `failures` is set if it is tried again afterwards.
+    Reporting {
+        failures: Option<u32>,
+    },
+    Waiting {
+        until_ms: u64,
+        failures: u32,
+    },
+}
+
+/// The executor's state.
+#[derive(Debug, Default)]
+pub(crate) struct Executor {
+    term: Option<u64>,
+    /// The appliance knows our term.
+    begun: bool,
+    /// When to try again to write the term, after so many failures.
+    begin_again: Option<(u64, u32)>,
+    work: BTreeMap<Key, Work>,
+}
+
+impl Executor {
+    /// Takes in one event and says what is to be done.
+    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Leading { term } => {
+                *self = Self { term: Some(term), ..Self::default() };
+                vec![Effect::BeginTerm { term }]
+            }
+            Event::Deposed => {
+                *self = Self::default();
+                Vec::new()
+            }
+            Event::TermBegun { now_ms, term, result } if self.term == Some(term) => {
+                self.term_begun(now_ms, result)
+            }
+            Event::Planned { now_ms, steps } => self.planned(now_ms, steps),
+            Event::Performed { term, key, outcome } if self.term == Some(term) => {
+                self.performed(term, key, outcome).into_iter().collect()
+            }
+            Event::Proposed { now_ms, term, key } if self.term == Some(term) => {
+                self.proposed(now_ms, key);
+                Vec::new()
+            }
+            Event::TermBegun { .. } | Event::Performed { .. } | Event::Proposed { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether `Planned` leads to anything.
+    pub(crate) fn is_leading(&self) -> bool {
+        self.term.is_some()
+    }
+
+    /// When `Planned` has to be told again although the state did not change.
+    pub(crate) fn wake_at_ms(&self) -> Option<u64> {
+        let waits = self.work.values().filter_map(|work| match work {
+            Work::Waiting { until_ms, .. } => Some(*until_ms),
+            Work::Performing { .. } | Work::Reporting { .. } => None,
+        });
+        waits.chain(self.begin_again.map(|(until_ms, _)| until_ms)).min()
+    }
+
+    fn term_begun(&mut self, now_ms: u64, result: Result<(), BackendError>) -> Vec<Effect> {
+        let failures = self.begin_again.map_or(0, |(_, failures)| failures);
+        match result {
+            Ok(()) => {
+                self.begun = true;
+                self.begin_again = None;
+            }
+            // Somebody leads in a later term: raft will tell, and until then nothing is done.
+            Err(BackendError::StaleTerm { .. }) => self.begin_again = None,
+            Err(_) => self.begin_again = Some((now_ms + retry_ms(failures), failures + 1)),
+        }
+        Vec::new()
+    }
+
+    fn planned(&mut self, now_ms: u64, steps: Vec<Step>) -> Vec<Effect> {
+        let Some(term) = self.term else { return Vec::new() };
+        let planned: BTreeSet<Key> = steps.iter().map(key_of).collect();
+        self.work.retain(|key, work| work.is_busy() || planned.contains(key));
+        if !self.begun {
+            let Some((until_ms, failures)) = self.begin_again else { return Vec::new() };
+            // Somebody who asked anew does not wait for the back-off.
+            if now_ms < until_ms && !steps.iter().any(|step| step.problem.is_none()) {
+                return Vec::new();
+            }
+            self.begin_again = Some((u64::MAX, failures));
+            return if until_ms == u64::MAX { Vec::new() } else { vec![Effect::BeginTerm { term }] };
+        }
+        let mut effects = Vec::new();
+        for step in steps {
+            let key = key_of(&step);
+            if self.is_busy(&step.volume) {
+                continue;
+            }
+            let failures = match self.work.get(&key) {
+                None => 0,
+                // The problem was cleared: somebody asks again, now.
+                Some(Work::Waiting { failures, .. }) if step.problem.is_none() => *failures,
+                Some(Work::Waiting { until_ms, failures }) if now_ms >= *until_ms => *failures,
+                Some(Work::Waiting { .. } | Work::Performing { .. } | Work::Reporting { .. }) => continue,
+            };
+            let action = Action::Step;
+            self.work.insert(key, Work::Performing { step: step.clone(), action: action.clone(), failures });
+            effects.push(Effect::Perform { term, step, action });
+        }
+        effects
+    }
+
+    /// Whether something runs for the volume: one operation a volume at a time.
+    fn is_busy(&self, volume: &VolumeId) -> bool {
+        let first = (volume.clone(), Generation(0));
+        let last = (volume.clone(), Generation(u64::MAX));
+        self.work.range(first..=last).any(|(_, work)| work.is_busy())
+    }
+
+    fn performed(&mut self, term: u64, key: Key, outcome: Outcome) -> Option<Effect> {
+        let Some(Work::Performing { step, action, failures }) = self.work.remove(&key) else { return None };
+        if matches!(outcome, Outcome::Failed(BackendError::StaleTerm { .. })) {
+            // Another leader took over on the appliance. Do nothing more in this term.
+            self.begun = false;
+            self.begin_again = None;
+            return None;
+        }
+        match verdict(&step, &action, outcome) {
+            Verdict::Propose(command) => {
+                self.work.insert(key.clone(), Work::Reporting { failures: None });
+                Some(Effect::Propose { term, key, command })
+            }
+            Verdict::Undo(because) => {
+                let action = Action::UndoCreate { because };
+                let work = Work::Performing { step: step.clone(), action: action.clone(), failures };
+                self.work.insert(key, work);
+                Some(Effect::Perform { term, step, action })
+            }
+            Verdict::TryAgain(problem) => {
+                let command = trouble(&step, problem);
+                self.work.insert(key.clone(), Work::Reporting { failures: Some(failures) });
+                Some(Effect::Propose { term, key, command })
+            }
+        }
+    }
+
+    fn proposed(&mut self, now_ms: u64, key: Key) {
+        match self.work.get(&key) {
+            Some(Work::Reporting { failures: Some(failures) }) => {
+                let (until_ms, failures) = (now_ms + retry_ms(*failures), failures + 1);
+                self.work.insert(key, Work::Waiting { until_ms, failures });
+            }
+            Some(Work::Reporting { failures: None }) => {
+                self.work.remove(&key);
+            }
+            Some(Work::Performing { .. } | Work::Waiting { .. }) | None => {}
+        }
+    }
+}
+
+impl Work {
+    fn is_busy(&self) -> bool {
+        match self {
+            Self::Performing { .. } | Self::Reporting { .. } => true,
+            Self::Waiting { .. } => false,
+        }
+    }
+}
+
+pub(crate) fn key_of(step: &Step) -> Key {
+    (step.volume.clone(), step.generation)
+}
+
+enum Verdict {
+    Propose(Command),
+    Undo(Problem),
+    TryAgain(Problem),
+}
+
+/// What an action's outcome means for the ledger.
+fn verdict(step: &Step, action: &Action, outcome: Outcome) -> Verdict {
+    let (volume, generation) = (step.volume.clone(), step.generation);
+    match (&step.kind, action, outcome) {
+        (_, Action::UndoCreate { because }, Outcome::Done) => {
+            Verdict::Propose(Command::OperationAbandoned { volume, generation, problem: because.clone() })
+        }
+        (StepKind::InspectSlot, Action::Step, Outcome::Done) => {
+            Verdict::Propose(Command::SlotWasFree { volume, generation })
+        }
+        (StepKind::Create, Action::Step, Outcome::Done) => {
+            Verdict::Propose(Command::VolumeCreated { volume, generation })
+        }
+        (StepKind::Expand { .. }, Action::Step, Outcome::Done) => {
+            Verdict::Propose(Command::VolumeExpanded { volume, generation })
+        }
+        (StepKind::Delete, Action::Step, Outcome::Done) => {
+            Verdict::Propose(Command::VolumeDeleted { volume, generation })
+        }
+        (StepKind::ConfirmExport { node }, Action::Step, Outcome::Done) => {
+            Verdict::Propose(Command::ExportConfirmed { volume, node: node.clone(), generation })
+        }
+        (_, _, Outcome::SlotTaken(what)) => {
+            let message =
+                format!("the appliance has {what}, which is not in the ledger; it is not adopted silently");
+            let problem = problem(ProblemKind::Conflict, &message);
+            Verdict::Propose(Command::OperationAbandoned { volume, generation, problem })
+        }
+        (kind, action, Outcome::Failed(error)) => failed(step, kind, action, &error),
+    }
+}
+
+/// Final refusals of a creation or an expansion are given up; everything else is tried again.
+fn failed(step: &Step, kind: &StepKind, action: &Action, error: &BackendError) -> Verdict {
+    let problem = problem_of(error);
+    let is_final = matches!(error, BackendError::Full | BackendError::Rejected { .. });
+    match (kind, action) {
+        (StepKind::Create, Action::Step) if is_final => Verdict::Undo(problem),
+        (StepKind::Expand { .. }, Action::Step) if is_final => {
+            let (volume, generation) = (step.volume.clone(), step.generation);
+            Verdict::Propose(Command::OperationAbandoned { volume, generation, problem })
+        }
+        (
+            StepKind::InspectSlot
+            | StepKind::Create
+            | StepKind::Expand { .. }
+            | StepKind::Delete
+            | StepKind::ConfirmExport { .. },
+            Action::Step | Action::UndoCreate { .. },
+        ) => Verdict::TryAgain(problem),
+    }
+}
+
+fn trouble(step: &Step, problem: Problem) -> Command {
+    let (volume, generation) = (step.volume.clone(), step.generation);
+    match &step.kind {
+        StepKind::ConfirmExport { node } => {
+            Command::GrantFailed { volume, node: node.clone(), generation, problem }
+        }
+        StepKind::InspectSlot | StepKind::Create | StepKind::Expand { .. } | StepKind::Delete => {
+            Command::OperationFailed { volume, generation, problem }
+        }
+    }
+}
+
+fn kind_of(error: &BackendError) -> ProblemKind {
+    match error {
+        BackendError::Full => ProblemKind::Full,
+        BackendError::Unavailable { .. } | BackendError::StaleTerm { .. } | BackendError::Busy { .. } => {
+            ProblemKind::Unavailable
+        }
+        BackendError::Conflict { .. } => ProblemKind::Conflict,
+        BackendError::Rejected { .. } => ProblemKind::Rejected,
+    }
+}
+
+/// The appliance's trouble as the ledger and callers have it.
+pub(crate) fn problem_of(error: &BackendError) -> Problem {
+    problem(kind_of(error), &error.to_string())
+}
+
+fn problem(kind: ProblemKind, message: &str) -> Problem {
+    let mut end = message.len().min(MAX_PROBLEM_BYTES);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    Problem { kind, message: message[..end].to_owned() }
+}
+
+fn retry_ms(failures: u32) -> u64 {
+    FIRST_RETRY_MS.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY_MS)
+}
+
+#[cfg(test)]
+mod tests;

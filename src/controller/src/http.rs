@@ -1,0 +1,73 @@
+//! For Prometheus and kubelet: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Liveness never depends on quorum, appliance or API server: a restart would mend none of them. Readiness does: a
+//! replica without a leader cannot answer.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use replica::Replica;
+use state_machine::State as Ledger;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Gauges, Metrics};
+
+#[derive(Clone)]
+pub(crate) struct Http {
+    pub(crate) replica: Replica,
+    pub(crate) metrics: Metrics,
+}
+
+impl Http {
+    /// Serves until `stop`.
+    pub(crate) async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
+        let router = Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    }
+}
+
+async fn ready(State(http): State<Http>) -> (StatusCode, String) {
+    let status = http.replica.status();
+    match status.leader {
+        Some(leader) if status.quorum_ok => {
+            (StatusCode::OK, format!("ready; replica {leader} leads in term {}\n", status.term))
+        }
+        Some(_) | None => {
+            let trouble =
+                status.trouble.unwrap_or_else(|| "there is no leader that a quorum answers".to_owned());
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{trouble}\n"))
+        }
+    }
+}
+
+async fn metrics(State(http): State<Http>) -> Response {
+    let status = http.replica.status();
+    let gauges = Gauges {
+        is_leader: status.leader == Some(status.id),
+        term: status.term,
+        last_log_index: status.last_log_index.unwrap_or(0),
+        applied_index: status.applied_index.unwrap_or(0),
+        ..http.replica.read_local(ledger_gauges)
+    };
+    match http.metrics.text(&gauges) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn ledger_gauges(ledger: &Ledger) -> Gauges {
+    let volumes = ledger.volumes().values();
+    Gauges {
+        volumes: ledger.volumes().len(),
+        attachments: volumes.clone().map(|volume| volume.attachments.len()).sum(),
+        migrations: volumes.filter(|volume| volume.migration.is_some()).count(),
+        ..Gauges::default()
+    }
+}

@@ -1,0 +1,17 @@
+//! The controller: one replica of the ledger, CSI's Controller service on a local socket, and, while it leads, the
+//! executor that carries out what the ledger asks for.
+//!
+//! Life cycle of [`run`]: open the replica, serve peers, nodes, operators and people, serve CSI; at shutdown hand
+//! leadership over first, then stop serving. A fatal storage error ends the process.
+
+mod config;
+mod executor;
+mod http;
+mod metrics;
+mod node_gateway;
+mod operator;
+mod run;
+mod service;
+
+pub use config::{ControllerConfig, Peer, Tls, VolumeDefaults};
+pub use run::{RunError, run};

@@ -1,0 +1,118 @@
+//! What node plugins ask: that they are known, that they may connect, that they are off.
+//!
+//! A node speaks for itself only: the name in its certificate is the node that the request may be about.
+
+use std::time::{Duration, Instant};
+
+use csi::status;
+use proto::node::v1;
+use proto::node::v1::node_gateway_server::NodeGateway;
+use replica::{Replica, Role};
+use state_machine::{
+    BootId, Command, Generation, IdError, NodeId, NodeMoment, Nqn, Refusal, Response as LedgerResponse,
+    VolumeId,
+};
+use tonic::{Request, Response, Status};
+
+/// The longest that a node waits for an answer; then it asks another replica.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The service that node plugins dial.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    pub(crate) replica: Replica,
+}
+
+impl Gateway {
+    async fn propose<T>(
+        &self,
+        request: &Request<T>,
+        command: Command,
+    ) -> Result<Result<(), Refusal>, Status> {
+        let timeout =
+            csi::caller_timeout(request.metadata()).map_or(ANSWER_TIMEOUT, |t| t.min(ANSWER_TIMEOUT));
+        let answer = self.replica.propose(command, Instant::now() + timeout).await;
+        match answer.map_err(|error| status::no_quorum(&error.to_string()))? {
+            LedgerResponse::Refused(refusal) => Ok(Err(refusal)),
+            LedgerResponse::Done
+            | LedgerResponse::Pending { .. }
+            | LedgerResponse::Exists { .. }
+            | LedgerResponse::Attached { .. }
+            | LedgerResponse::Revoking { .. } => Ok(Ok(())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeGateway for Gateway {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterReply>, Status> {
+        let message = request.get_ref();
+        let node = own_node(&request, &message.node_id)?;
+        let boot = field("boot_id", BootId::parse(&message.boot_id))?;
+        let host_nqn = field("host_nqn", Nqn::parse(&message.host_nqn))?;
+        let max_volumes = message.max_volumes;
+        let command = Command::RegisterNode { node: node.clone(), boot: boot.clone(), host_nqn, max_volumes };
+        self.propose(&request, command).await?.map_err(|refusal| status::of_refusal(&refusal))?;
+        tracing::info!(%node, %boot, max_volumes, "node registered");
+        Ok(Response::new(v1::RegisterReply {}))
+    }
+
+    async fn permit_connect(
+        &self,
+        request: Request<v1::PermitConnectRequest>,
+    ) -> Result<Response<v1::PermitConnectReply>, Status> {
+        let message = request.get_ref();
+        let node = own_node(&request, &message.node_id)?;
+        let volume = field("volume_id", VolumeId::parse(&message.volume_id))?;
+        let generation = Generation(message.generation);
+        let moment = moment(&message.boot_id, message.since_boot_ns)?;
+        let command =
+            Command::PermitConnect { volume: volume.clone(), node: node.clone(), generation, moment };
+        let (stands, reason) = match self.propose(&request, command).await? {
+            Ok(()) => (true, String::new()),
+            Err(refusal @ (Refusal::PastMoment { .. } | Refusal::NodeNotFound { .. })) => {
+                return Err(status::of_refusal(&refusal));
+            }
+            Err(refusal) => (false, refusal.to_string()),
+        };
+        tracing::info!(%volume, %node, generation = generation.0, stands, reason, "node asked whether it may connect");
+        Ok(Response::new(v1::PermitConnectReply { stands, reason }))
+    }
+
+    async fn report_disconnected(
+        &self,
+        request: Request<v1::ReportDisconnectedRequest>,
+    ) -> Result<Response<v1::ReportDisconnectedReply>, Status> {
+        let message = request.get_ref();
+        let node = own_node(&request, &message.node_id)?;
+        let volume = field("volume_id", VolumeId::parse(&message.volume_id))?;
+        let moment = moment(&message.boot_id, message.since_boot_ns)?;
+        let command = Command::ReportDisconnected { volume: volume.clone(), node: node.clone(), moment };
+        self.propose(&request, command).await?.map_err(|refusal| status::of_refusal(&refusal))?;
+        tracing::info!(%volume, %node, "node reported that it is not connected");
+        Ok(Response::new(v1::ReportDisconnectedReply {}))
+    }
+}
+
+/// The node that the request is about, which has to be the caller's own.
+fn own_node<T>(request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
+    let claimed = field("node_id", NodeId::parse(claimed))?;
+    match replica::caller(request)? {
+        Role::Node(own) if own == claimed => Ok(claimed),
+        other => {
+            tracing::warn!(caller = %other, node = %claimed, "refused: not this node");
+            Err(Status::permission_denied(format!("{other} may not speak for node {claimed}")))
+        }
+    }
+}
+
+fn moment(boot: &str, since_boot_ns: u64) -> Result<NodeMoment, Status> {
+    Ok(NodeMoment { boot: field("boot_id", BootId::parse(boot))?, since_boot_ns })
+}
+
+fn field<T>(name: &str, parsed: Result<T, IdError>) -> Result<T, Status> {
+    parsed.map_err(|error| Status::invalid_argument(format!("{name} {error}")))
+}

@@ -1,0 +1,187 @@
+//! A controller's life: start, serve, hand over, stop.
+
+use std::sync::Arc;
+
+use backend::{Backend, RouterOs};
+use csi::parse::ClassDefaults;
+use csi::{CsiServer, Socket, SocketPath};
+use proto::node::v1::node_gateway_server::NodeGatewayServer;
+use proto::operator::v1::operator_server::OperatorServer;
+use replica::{
+    DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, Timing, TlsFiles,
+};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::config::ControllerConfig;
+use crate::executor::Shell;
+use crate::http::Http;
+use crate::metrics::Metrics;
+use crate::node_gateway::Gateway;
+use crate::operator::OperatorService;
+use crate::service::ControllerService;
+
+/// Why a controller could not start, or had to end.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The appliance's settings do not make sense.
+    #[error("appliance: {0}")]
+    Appliance(#[from] backend::ConfigErrors),
+    /// The replica could not start.
+    #[error(transparent)]
+    Start(#[from] replica::StartError),
+    /// Storage or consensus failed for good: the process ends and recovers at its next start.
+    #[error("the replica ended: {0}")]
+    Replica(#[from] replica::Failure),
+    /// A part of the controller stopped without being told to.
+    #[error("a task ended by itself: {0}")]
+    Task(#[from] tokio::task::JoinError),
+    /// CSI's socket cannot be served.
+    #[error("CSI socket: {0}")]
+    Socket(#[from] csi::SocketError),
+    /// CSI's server ended.
+    #[error(transparent)]
+    Csi(#[from] csi::ServeError),
+    /// Certificates cannot be used.
+    #[error("certificates: {0}")]
+    Tls(#[from] replica::TlsError),
+    /// The port for peers, nodes and operators cannot be served.
+    #[error("serving peers on {address}: {reason}")]
+    Peers {
+        /// The address.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The port for metrics and health cannot be served.
+    #[error("serving metrics on {address}: {reason}")]
+    Metrics {
+        /// The address.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A metric is registered twice or misnamed.
+    #[error("metrics: {0}")]
+    Registry(#[from] prometheus::Error),
+}
+
+/// Runs a controller until `shutdown` is cancelled or something fails for good.
+pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Result<(), RunError> {
+    let metrics = Metrics::new(config.appliance.address.as_str())?;
+    let backend: Arc<dyn Backend> = Arc::new(RouterOs::new(config.appliance.clone())?);
+    let socket = Socket::bind(&SocketPath::parse(&config.csi_socket)?).await?;
+    let http_listener =
+        TcpListener::bind(config.metrics_address).await.map_err(|error| metrics_error(&config, error))?;
+    let replica = Replica::start(replica_config(&config)).await?;
+
+    let stop = CancellationToken::new();
+    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let peers = serve_peers(&config, replica.clone(), stop.clone())?;
+    tasks.spawn(peers);
+    let http = Http { replica: replica.clone(), metrics: metrics.clone() };
+    let (http_stop, http_config) = (stop.clone(), config.clone());
+    tasks.spawn(async move {
+        http.serve(http_listener, http_stop).await.map_err(|error| metrics_error(&http_config, error))
+    });
+    let shell = Shell {
+        replica: replica.clone(),
+        backend: backend.clone(),
+        nqn_prefix: config.volumes.nqn_prefix.clone(),
+        metrics: metrics.clone(),
+    };
+    let executor_stop = stop.clone();
+    tasks.spawn(async move {
+        shell.run(executor_stop).await;
+        Ok(())
+    });
+    let server = CsiServer::new().controller(service(&config, replica.clone(), backend, metrics));
+    let csi_stop = stop.clone();
+    tasks.spawn(async move { Ok(server.serve(socket, csi_stop).await?) });
+
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        failure = replica.failed() => Err(failure.into()),
+        Some(ended) = tasks.join_next() => ended.unwrap_or_else(|error| Err(error.into())),
+    };
+    // Leadership first, while this replica can still say who leads now.
+    replica.shutdown().await;
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    outcome
+}
+
+fn replica_config(config: &ControllerConfig) -> ReplicaConfig {
+    let peers = config
+        .peers
+        .iter()
+        .map(|peer| PeerAddress { name: peer.name.clone(), address: peer.address.clone() });
+    ReplicaConfig {
+        data_dir: config.data_dir.clone(),
+        name: config.name.clone(),
+        peers: peers.collect(),
+        tls: tls_files(config),
+        timing: Timing::default(),
+        snapshot_every: DEFAULT_SNAPSHOT_EVERY,
+    }
+}
+
+fn tls_files(config: &ControllerConfig) -> TlsFiles {
+    TlsFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() }
+}
+
+/// One port for peers, nodes and operators: the caller's certificate says which it is.
+fn serve_peers(
+    config: &ControllerConfig,
+    replica: Replica,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
+    let tls = replica::server_tls(&tls_files(config))?;
+    let address = config.listen;
+    let failed = move |error: tonic::transport::Error| RunError::Peers {
+        address: address.to_string(),
+        reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
+    };
+    let server = Server::builder()
+        .tls_config(tls)
+        .map_err(failed)?
+        .add_service(replica.peer_service())
+        .add_service(NodeGatewayServer::with_interceptor(
+            Gateway { replica: replica.clone() },
+            RequireRole(RoleKind::Node),
+        ))
+        .add_service(OperatorServer::with_interceptor(
+            OperatorService { replica },
+            RequireRole(RoleKind::Operator),
+        ));
+    Ok(async move { server.serve_with_shutdown(address, stop.cancelled_owned()).await.map_err(failed) })
+}
+
+fn service(
+    config: &ControllerConfig,
+    replica: Replica,
+    backend: Arc<dyn Backend>,
+    metrics: Metrics,
+) -> ControllerService {
+    ControllerService {
+        replica,
+        backend,
+        defaults: ClassDefaults {
+            volume_path: config.volumes.volume_path.clone(),
+            nvme_address: config.volumes.nvme_address.clone(),
+            nvme_port: config.volumes.nvme_port,
+        },
+        nqn_prefix: config.volumes.nqn_prefix.clone(),
+        appliance: config.appliance.address.clone(),
+        require_detach_proof: config.require_detach_proof,
+        call_timeout: config.call_timeout(),
+        metrics,
+    }
+}
+
+fn metrics_error(config: &ControllerConfig, error: std::io::Error) -> RunError {
+    RunError::Metrics { address: config.metrics_address.to_string(), reason: error.to_string() }
+}

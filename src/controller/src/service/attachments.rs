@@ -1,0 +1,147 @@
+//! Publish and unpublish: DESIGN.md, "Publish" and "Unpublish"; the ledger decides.
+
+use std::time::{Duration, Instant};
+
+use csi::context::PublishContext;
+use csi::{parse, status};
+use proto::csi::v1;
+use state_machine::{
+    AccessType, AttachmentPhase, Command, Generation, NodeId, Problem, Response, State, VmiObservation,
+    Volume, VolumeId,
+};
+use tonic::{Code, Status};
+
+use super::ControllerService;
+
+/// How long an unpublish waits for its proof before the sidecar is asked to come again, in milliseconds.
+const DETACH_WAIT_MS: u64 = 5_000;
+
+/// How a grant that somebody waits for stands.
+enum Grant {
+    Stands(Box<Volume>),
+    Trouble(Problem),
+    Gone,
+}
+
+impl ControllerService {
+    pub(super) async fn do_publish(
+        &self,
+        request: v1::ControllerPublishVolumeRequest,
+        deadline: Instant,
+    ) -> Result<v1::ControllerPublishVolumeResponse, Status> {
+        let wanted = parse::ControllerPublish::parse(&request)?;
+        let begun = Instant::now();
+        let result = self.attach(&wanted, deadline).await;
+        let is_conflict = result.as_ref().is_err_and(|status| status.code() == Code::FailedPrecondition);
+        self.metrics.attach(begun.elapsed(), result.is_ok(), is_conflict);
+        if let Err(status) = &result {
+            let (volume, node, reason) = (&wanted.volume, &wanted.node, status.message());
+            tracing::info!(%volume, %node, code = ?status.code(), reason, "not attached");
+        }
+        result
+    }
+
+    async fn attach(
+        &self,
+        wanted: &parse::ControllerPublish,
+        deadline: Instant,
+    ) -> Result<v1::ControllerPublishVolumeResponse, Status> {
+        let (id, node) = (&wanted.volume, &wanted.node);
+        let class_fs_type = self.existing(id, deadline).await?.parameters.fs_type;
+        let mode = wanted.mode(class_fs_type);
+        let command =
+            Command::Publish { volume: id.clone(), node: node.clone(), mode, vmi: VmiObservation::Unknown };
+        let generation = match self.propose(command, deadline).await? {
+            Response::Attached { generation } => generation,
+            other => return Err(Status::internal(format!("publish answered {other:?}"))),
+        };
+        let look = |state: &State| grant_of(state, id, node, generation);
+        let volume = match self.wait_for(deadline, look).await? {
+            Some(Grant::Stands(volume)) => volume,
+            Some(Grant::Trouble(problem)) => return Err(status::of_problem(&problem)),
+            Some(Grant::Gone) => {
+                return Err(Status::aborted(format!(
+                    "volume {id} was unpublished from {node} meanwhile; try again"
+                )));
+            }
+            None => {
+                return Err(Status::aborted(format!(
+                    "the export of volume {id} is not confirmed yet; try again"
+                )));
+            }
+        };
+        tracing::info!(volume = %id, %node, generation = generation.0, %mode, "attached");
+        let fs_type = match mode.access_type {
+            AccessType::Mount { fs_type } => fs_type,
+            AccessType::Block => class_fs_type,
+        };
+        let context = PublishContext {
+            nvme_address: volume.parameters.nvme_address.clone(),
+            nvme_port: volume.parameters.nvme_port,
+            nvme_nqn: self.nqn(id)?,
+            fs_type,
+            generation,
+        };
+        Ok(v1::ControllerPublishVolumeResponse { publish_context: context.to_map() })
+    }
+
+    pub(super) async fn do_unpublish(
+        &self,
+        request: v1::ControllerUnpublishVolumeRequest,
+        deadline: Instant,
+    ) -> Result<v1::ControllerUnpublishVolumeResponse, Status> {
+        let wanted = parse::ControllerUnpublish::parse(&request)?;
+        let begun = Instant::now();
+        let result = self.detach(&wanted, deadline).await;
+        self.metrics.detach(begun.elapsed(), result.is_ok());
+        let (volume, node) = (&wanted.volume, wanted.node.as_ref().map_or("all nodes", NodeId::as_str));
+        match &result {
+            Ok(()) => tracing::info!(%volume, node, "detached"),
+            Err(status) => {
+                tracing::info!(%volume, node, code = ?status.code(), reason = status.message(), "not detached");
+            }
+        }
+        result.map(|()| v1::ControllerUnpublishVolumeResponse {})
+    }
+
+    async fn detach(&self, wanted: &parse::ControllerUnpublish, deadline: Instant) -> Result<(), Status> {
+        let id = &wanted.volume;
+        let command = Command::Unpublish {
+            volume: id.clone(),
+            node: wanted.node.clone(),
+            require_proof: self.require_detach_proof,
+        };
+        let Response::Revoking { nodes } = self.propose(command, deadline).await? else { return Ok(()) };
+        let wait_until = deadline.min(Instant::now() + Duration::from_millis(DETACH_WAIT_MS));
+        let off = |state: &State| still_revoking(state, id, &nodes).is_empty().then_some(());
+        match self.wait_for(wait_until, off).await? {
+            Some(()) => Ok(()),
+            None => Err(status::of_revoking(
+                id,
+                &self.replica.read_local(|state| still_revoking(state, id, &nodes)),
+            )),
+        }
+    }
+}
+
+fn grant_of(state: &State, id: &VolumeId, node: &NodeId, generation: Generation) -> Option<Grant> {
+    let volume = state.volume(id);
+    let attachment = volume.and_then(|volume| volume.attachments.get(node));
+    let (Some(volume), Some(attachment)) = (volume, attachment) else { return Some(Grant::Gone) };
+    match (attachment.phase, &attachment.problem) {
+        _ if attachment.generation != generation => Some(Grant::Gone),
+        (AttachmentPhase::Granted, _) => Some(Grant::Stands(Box::new(volume.clone()))),
+        (AttachmentPhase::Revoking, _) => Some(Grant::Gone),
+        (AttachmentPhase::Granting, Some(problem)) => Some(Grant::Trouble(problem.clone())),
+        (AttachmentPhase::Granting, None) => None,
+    }
+}
+
+/// Those of `nodes` whose attachment is being revoked; one that was attached anew since is not.
+fn still_revoking(state: &State, id: &VolumeId, nodes: &[NodeId]) -> Vec<NodeId> {
+    let Some(volume) = state.volume(id) else { return Vec::new() };
+    let revoking = |node: &&NodeId| {
+        volume.attachments.get(*node).is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking)
+    };
+    nodes.iter().filter(revoking).cloned().collect()
+}

@@ -1,0 +1,83 @@
+//! Create, delete, expand: an intent goes into the ledger, the executor carries it out, we wait for it.
+
+use std::time::Instant;
+
+use csi::{parse, status};
+use proto::csi::v1;
+use state_machine::{Command, OperationStatus, Response, Volume, VolumeId};
+use tonic::Status;
+
+use super::ControllerService;
+
+impl ControllerService {
+    pub(super) async fn do_create_volume(
+        &self,
+        request: v1::CreateVolumeRequest,
+        deadline: Instant,
+    ) -> Result<v1::CreateVolumeResponse, Status> {
+        let wanted = parse::CreateVolume::parse(&request, &self.defaults)?;
+        let id = wanted.volume.clone();
+        let command = Command::CreateVolume {
+            id: wanted.volume,
+            name: wanted.name,
+            required: wanted.size.required,
+            limit_bytes: wanted.size.limit_bytes,
+            parameters: wanted.parameters,
+        };
+        if let Response::Pending { generation } = self.propose(command, deadline).await? {
+            status::of_operation(&id, &self.wait_for_operation(&id, generation, deadline).await?)?;
+        }
+        let volume = self.existing(&id, deadline).await?;
+        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), "volume created");
+        Ok(v1::CreateVolumeResponse { volume: Some(self.volume_message(&volume)?) })
+    }
+
+    pub(super) async fn do_delete_volume(
+        &self,
+        request: v1::DeleteVolumeRequest,
+        deadline: Instant,
+    ) -> Result<v1::DeleteVolumeResponse, Status> {
+        let parse::DeleteVolume { volume: id } = parse::DeleteVolume::parse(&request)?;
+        let command = Command::DeleteVolume { volume: id.clone() };
+        if let Response::Pending { generation } = self.propose(command, deadline).await? {
+            match self.wait_for_operation(&id, generation, deadline).await? {
+                OperationStatus::VolumeGone => {
+                    tracing::info!(volume = %id, generation = generation.0, "volume deleted");
+                }
+                other => status::of_operation(&id, &other)?,
+            }
+        }
+        Ok(v1::DeleteVolumeResponse {})
+    }
+
+    pub(super) async fn do_expand_volume(
+        &self,
+        request: v1::ControllerExpandVolumeRequest,
+        deadline: Instant,
+    ) -> Result<v1::ControllerExpandVolumeResponse, Status> {
+        let wanted = parse::ControllerExpand::parse(&request)?;
+        let id = wanted.volume;
+        let command = Command::ExpandVolume {
+            volume: id.clone(),
+            required: wanted.size.required,
+            limit_bytes: wanted.size.limit_bytes,
+        };
+        if let Response::Pending { generation } = self.propose(command, deadline).await? {
+            status::of_operation(&id, &self.wait_for_operation(&id, generation, deadline).await?)?;
+        }
+        let volume = self.existing(&id, deadline).await?;
+        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), "volume expanded");
+        Ok(v1::ControllerExpandVolumeResponse {
+            capacity_bytes: i64::try_from(volume.size.bytes()).unwrap_or(i64::MAX),
+            // The node has a device, and perhaps a file system on it, that do not grow by themselves.
+            node_expansion_required: true,
+        })
+    }
+
+    /// The volume as it is now; NOT_FOUND if it went in the meantime.
+    pub(super) async fn existing(&self, id: &VolumeId, deadline: Instant) -> Result<Volume, Status> {
+        let volume = self.read(deadline, |state| state.volume(id).cloned()).await?;
+        volume
+            .ok_or_else(|| status::of_refusal(&state_machine::Refusal::VolumeNotFound { volume: id.clone() }))
+    }
+}

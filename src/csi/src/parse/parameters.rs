@@ -1,0 +1,251 @@
+//! A storage class's parameters. Their names are those of the Go driver, so that its classes go on working.
+
+use std::collections::BTreeMap;
+
+use state_machine::{
+    AppliancePath, DEFAULT_MIGRATION_TIMEOUT_SECONDS, FsType, HostAddress, MAX_MIGRATION_TIMEOUT_SECONDS,
+    MIN_MIGRATION_TIMEOUT_SECONDS, VolumeParameters,
+};
+
+use super::RequestError;
+use super::field::{check_key, id, number, quoted};
+
+/// Keys with this prefix are the sidecars' own: accepted, not read.
+const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
+
+/// `ctrlLossTmo` when a class does not say, in seconds: never. An appliance that restarts must not turn into
+/// I/O errors in every guest; a node that has to let go disconnects.
+const DEFAULT_CTRL_LOSS_TMO_SECONDS: i32 = -1;
+/// Largest `ctrlLossTmo`, in seconds.
+const MAX_CTRL_LOSS_TMO_SECONDS: i32 = 86_400;
+/// `reconnectDelay` when a class does not say, in seconds.
+const DEFAULT_RECONNECT_DELAY_SECONDS: u32 = 5;
+/// `keepAliveTmo` when a class does not say, in seconds.
+const DEFAULT_KEEP_ALIVE_TMO_SECONDS: u32 = 5;
+/// Largest `reconnectDelay` and `keepAliveTmo`, in seconds.
+const MAX_TIMER_SECONDS: u32 = 3_600;
+
+/// The parameters' names; all but `fsType` are also in the volume context.
+pub(crate) mod keys {
+    pub(crate) const VOLUME_PATH: &str = "volumePath";
+    pub(crate) const NVME_ADDRESS: &str = "nvmeAddress";
+    pub(crate) const NVME_PORT: &str = "nvmePort";
+    pub(crate) const FS_TYPE: &str = "fsType";
+    pub(crate) const CTRL_LOSS_TMO: &str = "ctrlLossTmo";
+    pub(crate) const RECONNECT_DELAY: &str = "reconnectDelay";
+    pub(crate) const KEEP_ALIVE_TMO: &str = "keepAliveTmo";
+    pub(crate) const MIGRATION_TIMEOUT: &str = "migrationTimeoutSeconds";
+
+    pub(super) const ALL: [&str; 8] = [
+        VOLUME_PATH,
+        NVME_ADDRESS,
+        NVME_PORT,
+        FS_TYPE,
+        CTRL_LOSS_TMO,
+        RECONNECT_DELAY,
+        KEEP_ALIVE_TMO,
+        MIGRATION_TIMEOUT,
+    ];
+}
+
+/// What the controller's configuration gives to classes that do not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassDefaults {
+    /// Directory of the backing files on the appliance.
+    pub volume_path: AppliancePath,
+    /// The appliance's storage address.
+    pub nvme_address: HostAddress,
+    /// Its NVMe/TCP port.
+    pub nvme_port: u16,
+}
+
+/// The parameters that were given, checked; the others are `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClassParameters {
+    /// `volumePath`.
+    pub volume_path: Option<AppliancePath>,
+    /// `nvmeAddress`.
+    pub nvme_address: Option<HostAddress>,
+    /// `nvmePort`.
+    pub nvme_port: Option<u16>,
+    /// `fsType`.
+    pub fs_type: Option<FsType>,
+    /// `ctrlLossTmo`, in seconds; -1 is never.
+    pub ctrl_loss_tmo_seconds: Option<i32>,
+    /// `reconnectDelay`, in seconds.
+    pub reconnect_delay_seconds: Option<u32>,
+    /// `keepAliveTmo`, in seconds.
+    pub keep_alive_tmo_seconds: Option<u32>,
+    /// `migrationTimeoutSeconds`.
+    pub migration_timeout_seconds: Option<u32>,
+}
+
+impl ClassParameters {
+    /// Parses a request's `parameters`. An unknown key is refused: it is likelier a typing error than a wish that
+    /// may be ignored.
+    pub(super) fn parse(field: &str, map: &BTreeMap<String, String>) -> Result<Self, RequestError> {
+        let mut parameters = Self::default();
+        for (key, value) in map {
+            check_key(field, key)?;
+            if key.starts_with(SIDECAR_PREFIX) || parameters.set(field, key, value)? {
+                continue;
+            }
+            let problem = format!("is not known; known are {}", keys::ALL.join(", "));
+            return Err(RequestError::invalid(format!("{field}[{key}]"), problem));
+        }
+        Ok(parameters)
+    }
+
+    /// Takes one parameter in; `false` if its key is none of ours.
+    pub(crate) fn set(&mut self, field: &str, key: &str, value: &str) -> Result<bool, RequestError> {
+        let field = format!("{field}[{key}]");
+        let timer = |least| number(&field, value, least, MAX_TIMER_SECONDS);
+        match key {
+            keys::VOLUME_PATH => self.volume_path = Some(id(&field, value, AppliancePath::parse)?),
+            keys::NVME_ADDRESS => self.nvme_address = Some(id(&field, value, HostAddress::parse)?),
+            keys::NVME_PORT => self.nvme_port = Some(number(&field, value, 1, u16::MAX)?),
+            keys::FS_TYPE if value.is_empty() => {}
+            keys::FS_TYPE => {
+                let refused = || {
+                    let problem = format!("{} is not supported; supported are ext4 and xfs", quoted(value));
+                    RequestError::invalid(field.as_str(), problem)
+                };
+                self.fs_type = Some(FsType::parse(value).ok_or_else(refused)?);
+            }
+            keys::CTRL_LOSS_TMO => {
+                self.ctrl_loss_tmo_seconds = Some(number(&field, value, -1, MAX_CTRL_LOSS_TMO_SECONDS)?);
+            }
+            keys::RECONNECT_DELAY => self.reconnect_delay_seconds = Some(timer(1)?),
+            keys::KEEP_ALIVE_TMO => self.keep_alive_tmo_seconds = Some(timer(1)?),
+            keys::MIGRATION_TIMEOUT => {
+                let (least, most) = (MIN_MIGRATION_TIMEOUT_SECONDS, MAX_MIGRATION_TIMEOUT_SECONDS);
+                self.migration_timeout_seconds = Some(number(&field, value, least, most)?);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// A new volume's parameters: what was given, else what is configured, else the driver's own.
+    pub(super) fn or_defaults(self, defaults: &ClassDefaults) -> VolumeParameters {
+        VolumeParameters {
+            volume_path: self.volume_path.unwrap_or_else(|| defaults.volume_path.clone()),
+            nvme_address: self.nvme_address.unwrap_or_else(|| defaults.nvme_address.clone()),
+            nvme_port: self.nvme_port.unwrap_or(defaults.nvme_port),
+            fs_type: self.fs_type.unwrap_or_default(),
+            ctrl_loss_tmo_seconds: self.ctrl_loss_tmo_seconds.unwrap_or(DEFAULT_CTRL_LOSS_TMO_SECONDS),
+            reconnect_delay_seconds: self.reconnect_delay_seconds.unwrap_or(DEFAULT_RECONNECT_DELAY_SECONDS),
+            keep_alive_tmo_seconds: self.keep_alive_tmo_seconds.unwrap_or(DEFAULT_KEEP_ALIVE_TMO_SECONDS),
+            migration_timeout_seconds: self
+                .migration_timeout_seconds
+                .unwrap_or(DEFAULT_MIGRATION_TIMEOUT_SECONDS),
+        }
+    }
+
+    /// The first parameter that was given and that `volume` has otherwise.
+    pub fn first_difference(&self, volume: &VolumeParameters) -> Option<&'static str> {
+        fn differs<T: PartialEq>(given: &Option<T>, has: &T) -> bool {
+            given.as_ref().is_some_and(|given| given != has)
+        }
+        let rows = [
+            (keys::VOLUME_PATH, differs(&self.volume_path, &volume.volume_path)),
+            (keys::NVME_ADDRESS, differs(&self.nvme_address, &volume.nvme_address)),
+            (keys::NVME_PORT, differs(&self.nvme_port, &volume.nvme_port)),
+            (keys::FS_TYPE, differs(&self.fs_type, &volume.fs_type)),
+            (keys::CTRL_LOSS_TMO, differs(&self.ctrl_loss_tmo_seconds, &volume.ctrl_loss_tmo_seconds)),
+            (keys::RECONNECT_DELAY, differs(&self.reconnect_delay_seconds, &volume.reconnect_delay_seconds)),
+            (keys::KEEP_ALIVE_TMO, differs(&self.keep_alive_tmo_seconds, &volume.keep_alive_tmo_seconds)),
+            (
+                keys::MIGRATION_TIMEOUT,
+                differs(&self.migration_timeout_seconds, &volume.migration_timeout_seconds),
+            ),
+        ];
+        rows.into_iter().find_map(|(key, differs)| differs.then_some(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> ClassDefaults {
+        ClassDefaults {
+            volume_path: AppliancePath::parse("/storage-pool/volumes").unwrap(),
+            nvme_address: HostAddress::parse("192.0.2.1").unwrap(),
+            nvme_port: 4420,
+        }
+    }
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<ClassParameters, RequestError> {
+        let map = pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        ClassParameters::parse("parameters", &map)
+    }
+
+    #[test]
+    fn a_class_may_say_nothing_or_everything() {
+        let volume = parse(&[]).unwrap().or_defaults(&defaults());
+        assert_eq!(volume.volume_path, defaults().volume_path);
+        assert_eq!((volume.nvme_port, volume.fs_type), (4420, FsType::Ext4));
+        assert_eq!((volume.ctrl_loss_tmo_seconds, volume.migration_timeout_seconds), (-1, 300));
+
+        let given = parse(&[
+            ("volumePath", "/pool/x"),
+            ("nvmeAddress", "2001:db8::1"),
+            ("nvmePort", "4421"),
+            ("fsType", "xfs"),
+            ("ctrlLossTmo", "600"),
+            ("reconnectDelay", "2"),
+            ("keepAliveTmo", "10"),
+            ("migrationTimeoutSeconds", "86400"),
+            ("csi.storage.k8s.io/pvc/name", "anything at all"),
+        ])
+        .unwrap();
+        let volume = given.clone().or_defaults(&defaults());
+        assert_eq!(volume.volume_path.as_str(), "/pool/x");
+        assert_eq!((volume.nvme_port, volume.fs_type), (4421, FsType::Xfs));
+        assert_eq!((volume.ctrl_loss_tmo_seconds, volume.reconnect_delay_seconds), (600, 2));
+        assert_eq!((volume.keep_alive_tmo_seconds, volume.migration_timeout_seconds), (10, 86_400));
+        assert_eq!(given.first_difference(&volume), None);
+    }
+
+    #[test]
+    fn each_bad_value_names_its_parameter() {
+        for (key, value) in [
+            ("volumePath", "relative"),
+            ("volumePath", "/a/../b"),
+            ("nvmeAddress", ""),
+            ("nvmeAddress", "a b"),
+            ("nvmePort", "0"),
+            ("nvmePort", "65536"),
+            ("fsType", "btrfs"),
+            ("ctrlLossTmo", "-2"),
+            ("reconnectDelay", "0"),
+            ("keepAliveTmo", "3601"),
+            ("migrationTimeoutSeconds", "29"),
+            ("migrationTimeoutSeconds", "86401"),
+            ("nvmeport", "4420"),
+        ] {
+            match parse(&[(key, value)]) {
+                Err(RequestError::Invalid { field, .. }) => assert_eq!(field, format!("parameters[{key}]")),
+                other => panic!("{key}={value}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_names_its_parameter() {
+        let volume = parse(&[]).unwrap().or_defaults(&defaults());
+        for (key, value) in [
+            ("volumePath", "/x"),
+            ("nvmeAddress", "192.0.2.9"),
+            ("nvmePort", "1"),
+            ("fsType", "xfs"),
+            ("ctrlLossTmo", "1"),
+            ("reconnectDelay", "1"),
+            ("keepAliveTmo", "1"),
+            ("migrationTimeoutSeconds", "31"),
+        ] {
+            assert_eq!(parse(&[(key, value)]).unwrap().first_difference(&volume), Some(key));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The node plugin's configuration: parsed once, checked as a whole, handed down.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use csi::SocketPath;
+use serde::{Deserialize, Serialize};
+use state_machine::{BootId, NodeId, Nqn};
+
+use crate::identity::{NodeIdentity, host_nqn};
+
+/// Where the kernel says which boot this is.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+/// Where the system says which machine this is: machine-id(5).
+const MACHINE_ID_FILE: &str = "/etc/machine-id";
+/// Least and largest `deadlines.controllers_ms` and `deadlines.drain_ms`.
+const DEADLINE_RANGE_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
+
+/// What a node plugin is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The Kubernetes node's name.
+    pub node_id: String,
+    /// Where to serve CSI, as `unix:///path`.
+    #[serde(default = "default_csi_socket")]
+    pub csi_socket: String,
+    /// The controllers, as `host:port` each.
+    pub controllers: Vec<String>,
+    /// How to prove to them who this is, and how to know them.
+    pub tls: TlsFiles,
+    /// How volumes become devices.
+    pub fabric: FabricConfig,
+    /// What the node calls itself to NVMe subsystems; by default made from `/etc/machine-id` and `node_id`.
+    #[serde(default)]
+    pub host_nqn: Option<String>,
+    /// How many volumes the node can take; 0, the default, is no limit.
+    #[serde(default)]
+    pub max_volumes: u32,
+    /// Where to serve /metrics, /healthz and /readyz, as `address:port` or `:port`.
+    #[serde(default = "default_metrics_address")]
+    pub metrics_address: String,
+    /// Stands in for the kernel's boot id in tests and on fake machines.
+    #[serde(default)]
+    pub boot_id: Option<String>,
+    /// Time limits.
+    #[serde(default)]
+    pub deadlines: Deadlines,
+}
+
+/// PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Who signs the controllers' certificates.
+    pub ca: PathBuf,
+    /// The node's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// How volumes become devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum FabricConfig {
+    /// Not at all: plain files and directories under a fake machine's directory.
+    Fake {
+        /// The fake machine's directory; made if it is not there.
+        directory: PathBuf,
+    },
+    /// As loop devices over the simulated appliance's backing files.
+    Loop {
+        /// What is `/` to the simulated appliance.
+        backing_directory: PathBuf,
+    },
+}
+
+/// Time limits, in ms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Deadlines {
+    /// How long to ask the controllers when the caller sets no shorter limit.
+    pub controllers_ms: u64,
+    /// How long running operations may take to end after the stop.
+    pub drain_ms: u64,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { controllers_ms: 60_000, drain_ms: 20_000 }
+    }
+}
+
+fn default_csi_socket() -> String {
+    "unix:///csi/csi.sock".to_owned()
+}
+
+fn default_metrics_address() -> String {
+    ":9809".to_owned()
+}
+
+impl NodeConfig {
+    /// All that is wrong, one sentence each; empty if the configuration can be used.
+    pub fn validate(&self) -> Vec<String> {
+        self.check().err().unwrap_or_default()
+    }
+
+    /// The configuration as checked types, or all mistakes together.
+    pub(crate) fn check(&self) -> Result<Settings, Vec<String>> {
+        let mut mistakes = Mistakes::default();
+        let node = mistakes.take("node_id", NodeId::parse(&self.node_id).map_err(|error| error.to_string()));
+        let socket = mistakes
+            .take("csi_socket", SocketPath::parse(&self.csi_socket).map_err(|error| error.to_string()));
+        let metrics_address = mistakes.take("metrics_address", socket_address(&self.metrics_address));
+        let boot = mistakes.take("boot_id", self.boot());
+        let host_nqn = node.as_ref().and_then(|node| mistakes.take("host_nqn", self.host_nqn(node)));
+        if self.controllers.is_empty() {
+            mistakes.add("controllers", "at least one host:port is required");
+        }
+        for controller in &self.controllers {
+            mistakes.take("controllers", host_and_port(controller));
+        }
+        for (field, file) in
+            [("tls.ca", &self.tls.ca), ("tls.cert", &self.tls.cert), ("tls.key", &self.tls.key)]
+        {
+            mistakes.take(field, fs::metadata(file).map_err(|error| format!("{}: {error}", file.display())));
+        }
+        if let FabricConfig::Loop { backing_directory } = &self.fabric
+            && !backing_directory.is_dir()
+        {
+            mistakes.add(
+                "fabric.backing_directory",
+                &format!("{} is not a directory", backing_directory.display()),
+            );
+        }
+        for (field, value) in [
+            ("deadlines.controllers_ms", self.deadlines.controllers_ms),
+            ("deadlines.drain_ms", self.deadlines.drain_ms),
+        ] {
+            if !DEADLINE_RANGE_MS.contains(&value) {
+                let (least, most) = DEADLINE_RANGE_MS.into_inner();
+                mistakes.add(field, &format!("{value} is not from {least} to {most}"));
+            }
+        }
+        match (node, socket, metrics_address, boot, host_nqn) {
+            (Some(node), Some(socket), Some(metrics_address), Some(boot), Some(host_nqn))
+                if mistakes.0.is_empty() =>
+            {
+                Ok(Settings {
+                    identity: NodeIdentity { node, boot, host_nqn, max_volumes: self.max_volumes },
+                    socket,
+                    metrics_address,
+                    controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
+                    drain_limit: Duration::from_millis(self.deadlines.drain_ms),
+                })
+            }
+            _ => Err(mistakes.0),
+        }
+    }
+
+    fn boot(&self) -> Result<BootId, String> {
+        let text = match &self.boot_id {
+            Some(text) => text.clone(),
+            None => fs::read_to_string(BOOT_ID_FILE).map_err(|error| format!("{BOOT_ID_FILE}: {error}"))?,
+        };
+        BootId::parse(text.trim()).map_err(|error| error.to_string())
+    }
+
+    fn host_nqn(&self, node: &NodeId) -> Result<Nqn, String> {
+        if let Some(text) = &self.host_nqn {
+            return Nqn::parse(text).map_err(|error| error.to_string());
+        }
+        let unknown = |reason: String| format!("{MACHINE_ID_FILE} {reason}; set host_nqn");
+        let machine = fs::read_to_string(MACHINE_ID_FILE).map_err(|error| unknown(error.to_string()))?;
+        match machine.trim() {
+            "" | "uninitialized" => Err(unknown("is not initialized".to_owned())),
+            machine => host_nqn(machine, node).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// The configuration as checked types.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) identity: NodeIdentity,
+    pub(crate) socket: SocketPath,
+    pub(crate) metrics_address: SocketAddr,
+    pub(crate) controllers_limit: Duration,
+    pub(crate) drain_limit: Duration,
+}
+
+#[derive(Default)]
+struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    fn add(&mut self, field: &str, problem: &str) {
+        self.0.push(format!("{field}: {problem}"));
+    }
+
+    fn take<T>(&mut self, field: &str, result: Result<T, String>) -> Option<T> {
+        result.map_err(|problem| self.add(field, &problem)).ok()
+    }
+}
+
+/// `address:port`, or `:port` on every address.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| format!("{text:?} is neither address:port nor :port"))
+}
+
+/// A host's name or address and a port. Not resolved: names may come to be later.
+fn host_and_port(text: &str) -> Result<(), String> {
+    let well_formed = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match bare {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => state_machine::HostAddress::parse(host).is_ok() && !host.contains(':'),
+        };
+        is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if well_formed { Ok(()) } else { Err(format!("{text:?} is not host:port")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        node_id = "node-a"
+        controllers = ["127.0.0.1:9000", "rds-csi-0.rds-csi:9000", "[::1]:9000"]
+        [tls]
+        ca = "/dev/null"
+        cert = "/dev/null"
+        key = "/dev/null"
+        [fabric]
+        kind = "fake"
+        directory = "/tmp/node-a"
+    "#;
+
+    fn minimal() -> NodeConfig {
+        NodeConfig {
+            host_nqn: Some("nqn.2014-08.org.example:a".to_owned()),
+            ..toml::from_str(MINIMAL).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let config = minimal();
+        assert_eq!(config.validate(), Vec::<String>::new());
+        let settings = config.check().unwrap();
+        assert_eq!(settings.metrics_address, "0.0.0.0:9809".parse().unwrap());
+        assert_eq!(settings.identity.max_volumes, 0);
+        assert_eq!(config.csi_socket, "unix:///csi/csi.sock");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(toml::from_str::<NodeConfig>(&format!("typing_eror = 1\n{MINIMAL}")).is_err());
+        assert!(toml::from_str::<NodeConfig>(&MINIMAL.replace("directory", "backing_directory")).is_err());
+    }
+
+    #[test]
+    fn all_mistakes_come_together() {
+        let mistakes = NodeConfig {
+            node_id: "node a".to_owned(),
+            csi_socket: "relative.sock".to_owned(),
+            controllers: vec!["no-port".to_owned(), "host:0".to_owned(), "::1:9000".to_owned()],
+            tls: TlsFiles {
+                ca: "/nowhere/ca".into(),
+                cert: "/nowhere/cert".into(),
+                key: "/nowhere/key".into(),
+            },
+            fabric: FabricConfig::Loop { backing_directory: "/nowhere".into() },
+            metrics_address: "9809".to_owned(),
+            boot_id: Some("a b".to_owned()),
+            deadlines: Deadlines { controllers_ms: 1, drain_ms: u64::MAX },
+            ..minimal()
+        }
+        .validate();
+        let fields = [
+            "node_id",
+            "csi_socket",
+            "metrics_address",
+            "boot_id",
+            "controllers",
+            "controllers",
+            "controllers",
+            "tls.ca",
+            "tls.cert",
+            "tls.key",
+            "fabric.backing_directory",
+            "deadlines.controllers_ms",
+            "deadlines.drain_ms",
+        ];
+        let named: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.split(": ").next()).collect();
+        assert_eq!(named, fields, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn a_host_nqn_is_stable_and_a_nodes_own() {
+        let of = |node| host_nqn("3d1219c7c4c5404aaa1f6d2a48adfda4", &NodeId::parse(node).unwrap()).unwrap();
+        let nqn = of("node-a");
+        assert_eq!(nqn, of("node-a"));
+        assert_ne!(nqn, of("node-b"));
+        assert!(nqn.as_str().starts_with("nqn.2014-08.org.nvmexpress:uuid:"), "{nqn}");
+    }
+}

@@ -1,0 +1,147 @@
+//! The fake fabric: a connection is a plain file. No root, no data; everything it does is logged as fake.
+//!
+//! `connected/<volume>` under the fake machine's directory says that the volume is connected; `held/<volume>`, put
+//! there by whoever plays the process that has the device open, holds the name of that process.
+
+use std::io;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use state_machine::VolumeId;
+use tokio::fs;
+
+use super::{Connect, Device, DeviceId, Fabric, FabricError, Observed};
+use crate::fake_machine::FakeMachine;
+
+/// Size of a fake device until it is grown, in bytes.
+const FAKE_DEVICE_BYTES: u64 = 1 << 30;
+
+/// What the file of a fake connection says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Connection {
+    nqn: String,
+    address: String,
+    size_bytes: u64,
+}
+
+/// Connections that are files.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeFabric {
+    machine: FakeMachine,
+}
+
+impl FakeFabric {
+    /// The fabric of `machine`.
+    pub(crate) fn new(machine: FakeMachine) -> Self {
+        Self { machine }
+    }
+
+    fn file(&self, volume: &VolumeId) -> PathBuf {
+        self.machine.connected().join(volume.as_str())
+    }
+
+    async fn write(&self, volume: &VolumeId, connection: &Connection) -> Result<Device, FabricError> {
+        let unreachable = |reason: String| FabricError::Unreachable { volume: volume.clone(), reason };
+        let text = toml::to_string(connection).map_err(|error| unreachable(error.to_string()))?;
+        self.machine
+            .write(&self.file(volume), &text)
+            .await
+            .map_err(|error| unreachable(format!("fake connection: {error}")))?;
+        Ok(self.device(volume, connection))
+    }
+
+    fn device(&self, volume: &VolumeId, connection: &Connection) -> Device {
+        Device {
+            volume: volume.clone(),
+            id: DeviceId::Fake(volume.clone()),
+            path: self.file(volume),
+            size_bytes: connection.size_bytes,
+        }
+    }
+
+    async fn read(&self, volume: &VolumeId) -> Result<Observed<Connection>, FabricError> {
+        let unknown = |reason: String| FabricError::Unknown { volume: volume.clone(), reason };
+        match fs::read_to_string(self.file(volume)).await {
+            Ok(text) => toml::from_str(&text)
+                .map(Observed::Known)
+                .map_err(|error| unknown(error.message().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Observed::Absent),
+            Err(error) => Err(unknown(error.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl Fabric for FakeFabric {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError> {
+        Ok(match self.read(volume).await? {
+            Observed::Absent => Observed::Absent,
+            Observed::Known(connection) => Observed::Known(self.device(volume, &connection)),
+        })
+    }
+
+    async fn connect(&self, connect: &Connect) -> Result<Device, FabricError> {
+        if let Observed::Known(device) = self.find(&connect.volume).await? {
+            return Ok(device);
+        }
+        let address = format!("{}:{}", connect.address, connect.port);
+        tracing::info!(volume = %connect.volume, address, "fake connection made");
+        let connection = Connection { nqn: connect.nqn.to_string(), address, size_bytes: FAKE_DEVICE_BYTES };
+        self.write(&connect.volume, &connection).await
+    }
+
+    async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError> {
+        match self.read(&device.volume).await? {
+            Observed::Absent => Err(FabricError::Unreachable {
+                volume: device.volume.clone(),
+                reason: "the fake device is gone".to_owned(),
+            }),
+            Observed::Known(mut connection) => {
+                connection.size_bytes = connection.size_bytes.max(at_least_bytes);
+                self.write(&device.volume, &connection).await
+            }
+        }
+    }
+
+    async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError> {
+        match fs::read_to_string(self.machine.held().join(device.volume.as_str())).await {
+            Ok(holder) => Ok(vec![format!("simulated process {}", holder.trim())]),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => {
+                Err(FabricError::Unknown { volume: device.volume.clone(), reason: error.to_string() })
+            }
+        }
+    }
+
+    async fn disconnect(&self, device: &Device) -> Result<(), FabricError> {
+        match fs::remove_file(&device.path).await {
+            Ok(()) => tracing::info!(volume = %device.volume, "fake connection ended"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(FabricError::StillThere {
+                    volume: device.volume.clone(),
+                    device: device.path.clone(),
+                    reason: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError> {
+        match id {
+            DeviceId::Number { .. } => Ok(false),
+            DeviceId::Fake(volume) => Ok(matches!(self.read(volume).await?, Observed::Known(_))),
+        }
+    }
+
+    async fn connections(&self) -> Result<usize, FabricError> {
+        let names = self.machine.names_in(&self.machine.connected()).await;
+        names.map(|names| names.len()).map_err(FabricError::Uncounted)
+    }
+}

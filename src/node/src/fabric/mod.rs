@@ -1,0 +1,154 @@
+//! How a volume becomes a device on this node.
+//!
+//! [`Fabric`] is cut for NVMe/TCP: one connection per volume, found by what it is connected to and never by its
+//! number, and three answers to "is it connected?": known, absent, and (as an error) unknown. Two fabrics need no
+//! appliance: [`FakeFabric`] has plain files and is for trying things out; [`LoopFabric`] has real block devices
+//! over the simulator's backing files.
+
+mod fake;
+mod loop_device;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use state_machine::{AppliancePath, HostAddress, Nqn, VolumeId};
+use thiserror::Error;
+
+pub(crate) use fake::FakeFabric;
+pub(crate) use loop_device::LoopFabric;
+
+use crate::tool::ToolError;
+
+/// What tells one device from another while it exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeviceId {
+    /// A block device's number, as in `st_rdev` and in `/proc/self/mountinfo`.
+    Number {
+        /// The driver.
+        major: u32,
+        /// The device among the driver's.
+        minor: u32,
+    },
+    /// A fake device.
+    Fake(VolumeId),
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number { major, minor } => write!(f, "{major}:{minor}"),
+            Self::Fake(volume) => write!(f, "fake:{volume}"),
+        }
+    }
+}
+
+/// A connected volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    /// The volume.
+    pub(crate) volume: VolumeId,
+    /// The device's identity until it is disconnected.
+    pub(crate) id: DeviceId,
+    /// Where it is opened.
+    pub(crate) path: PathBuf,
+    /// Its size in bytes.
+    pub(crate) size_bytes: u64,
+}
+
+/// What was seen. That nothing could be seen is an error, and never reads as absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Observed<T> {
+    /// It is positively not there.
+    Absent,
+    /// It is there.
+    Known(T),
+}
+
+/// Where and how to connect a volume: from its publish context and its volume context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connect {
+    /// The volume.
+    pub(crate) volume: VolumeId,
+    /// Its subsystem on the appliance.
+    pub(crate) nqn: Nqn,
+    /// The appliance's storage address.
+    pub(crate) address: HostAddress,
+    /// Its NVMe/TCP port.
+    pub(crate) port: u16,
+    /// Directory of the backing file on the appliance, where the volume context names it.
+    pub(crate) volume_path: Option<AppliancePath>,
+    /// Seconds until a lost NVMe controller is given up; -1 is never. Absent: the fabric's default.
+    pub(crate) ctrl_loss_tmo_seconds: Option<i32>,
+    /// Seconds between reconnects. Absent: the fabric's default.
+    pub(crate) reconnect_delay_seconds: Option<u32>,
+    /// Seconds of the NVMe keep-alive timer. Absent: the fabric's default.
+    pub(crate) keep_alive_tmo_seconds: Option<u32>,
+}
+
+/// Why a connection could not be made, seen or ended.
+#[derive(Debug, Error)]
+pub(crate) enum FabricError {
+    /// The other side does not offer the volume, or cannot be reached. Tried again.
+    #[error("cannot connect volume {volume}: {reason}")]
+    Unreachable {
+        /// The volume.
+        volume: VolumeId,
+        /// What happened.
+        reason: String,
+    },
+    /// What there is could not be seen.
+    #[error("cannot see whether volume {volume} is connected: {reason}")]
+    Unknown {
+        /// The volume.
+        volume: VolumeId,
+        /// What happened.
+        reason: String,
+    },
+    /// The device is still there after it was told to go.
+    #[error("volume {volume} is still connected as {}: {reason}", device.display())]
+    StillThere {
+        /// The volume.
+        volume: VolumeId,
+        /// The device.
+        device: PathBuf,
+        /// What is known of the cause.
+        reason: String,
+    },
+    /// The connections could not be counted.
+    #[error("cannot count the connections: {0}")]
+    Uncounted(std::io::Error),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+}
+
+/// Makes and ends connections. Callers hold the volume's operation lock, so no two calls concern one volume.
+#[async_trait]
+pub(crate) trait Fabric: Send + Sync + 'static {
+    /// The fabric's name in logs.
+    fn name(&self) -> &'static str;
+
+    /// The volume's device, read from the system at each call.
+    async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError>;
+
+    /// Connects the volume and waits, for a bounded time, until its device is there. Connected already is success.
+    async fn connect(&self, connect: &Connect) -> Result<Device, FabricError>;
+
+    /// Has the system look at the device's size again, and waits, for a bounded time, until it has at least
+    /// `at_least_bytes`. The answer has whatever size it then is.
+    async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError>;
+
+    /// Who has the device open or holds it inside the kernel, in words for people; empty only if nobody does.
+    /// A look that could not be completed is [`FabricError::Unknown`].
+    async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError>;
+
+    /// Ends the connection. Success means that [`Fabric::find`] answers [`Observed::Absent`].
+    async fn disconnect(&self, device: &Device) -> Result<(), FabricError>;
+
+    /// Whether a device of this identity exists, of whatever volume: the leftovers of one that does not are stale.
+    async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError>;
+
+    /// How many volumes are connected.
+    async fn connections(&self) -> Result<usize, FabricError>;
+}

@@ -1,0 +1,33 @@
+//! The node plugin: what happens to volumes on one node.
+//!
+//! It serves CSI's Node service to kubelet, connects volumes over a fabric and mounts them.
+//! It holds no state: what is connected and mounted is read from the system whenever it matters. Before a new
+//! connection it asks the controllers whether its attachment stands, and when a volume is unstaged it tells them
+//! that it is not connected; whatever they do not decide is UNAVAILABLE, and kubelet tries again.
+//!
+//! Life cycle: [`run`] takes a [`NodeConfig`], waits for a predecessor's operations to end, registers the node with
+//! the controllers however long that takes, serves until it is told to stop, and lets running operations end.
+
+mod block_targets;
+mod config;
+mod fabric;
+mod fake_machine;
+mod gateway;
+mod http;
+mod identity;
+mod in_use;
+mod measure;
+mod metrics;
+mod mounts;
+mod operations;
+mod outcome;
+mod publish;
+mod run;
+mod service;
+mod stage;
+mod tool;
+mod volumes;
+
+pub use config::{Deadlines, FabricConfig, NodeConfig, TlsFiles};
+pub use gateway::LineError;
+pub use run::{RunError, run};

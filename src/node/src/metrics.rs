@@ -1,0 +1,112 @@
+//! The node plugin's metrics: every name is in this file. The Go driver's names keep their meaning.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// Buckets of all durations, in seconds: from a look at a table to a format of a large volume.
+const DURATION_BUCKETS_SECONDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// What the node plugin counts and times.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    volume_operations: IntCounterVec,
+    operation_duration: HistogramVec,
+    mount_operations: IntCounterVec,
+    connects: IntCounterVec,
+    connect_duration: Histogram,
+    connections: IntGauge,
+}
+
+impl Metrics {
+    /// Registers all metrics with `registry`.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+                let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+                registry.register(Box::new(metric.clone()))?;
+                Ok(metric)
+            };
+        let volume_operations = counters(
+            "rds_csi_volume_operations_total",
+            "CSI operations on volumes, by operation and outcome.",
+            &["operation", "status"],
+        )?;
+        let mount_operations = counters(
+            "rds_csi_mount_operations_total",
+            "Mounts, bind mounts, formats and unmounts, by operation and outcome.",
+            &["operation", "status"],
+        )?;
+        let connects = counters(
+            "rds_csi_nvme_connects_total",
+            "New connections to volumes over the configured fabric, by outcome.",
+            &["status"],
+        )?;
+        let buckets = || DURATION_BUCKETS_SECONDS.to_vec();
+        let operation_duration = HistogramVec::new(
+            HistogramOpts::new(
+                "rds_csi_operation_duration_seconds",
+                "Time taken by CSI operations on volumes.",
+            )
+            .buckets(buckets()),
+            &["operation"],
+        )?;
+        registry.register(Box::new(operation_duration.clone()))?;
+        let connect_duration = Histogram::with_opts(
+            HistogramOpts::new(
+                "rds_csi_nvme_connect_duration_seconds",
+                "Time taken by new connections over the configured fabric.",
+            )
+            .buckets(buckets()),
+        )?;
+        registry.register(Box::new(connect_duration.clone()))?;
+        let connections = IntGauge::new(
+            "rds_csi_nvme_connections_active",
+            "Volumes connected to this node over the configured fabric, looked up at each scrape.",
+        )?;
+        registry.register(Box::new(connections.clone()))?;
+        let registry = registry.clone();
+        Ok(Self {
+            registry,
+            volume_operations,
+            operation_duration,
+            mount_operations,
+            connects,
+            connect_duration,
+            connections,
+        })
+    }
+
+    pub(crate) fn operation(&self, operation: &str, succeeded: bool, took: Duration) {
+        self.volume_operations.with_label_values(&[operation, status(succeeded)]).inc();
+        self.operation_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn mount_operation(&self, operation: &str, succeeded: bool) {
+        self.mount_operations.with_label_values(&[operation, status(succeeded)]).inc();
+    }
+
+    pub(crate) fn connect(&self, succeeded: bool, took: Duration) {
+        self.connects.with_label_values(&[status(succeeded)]).inc();
+        self.connect_duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn connections(&self, count: usize) {
+        self.connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Everything in the text format.
+    pub(crate) fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+fn status(succeeded: bool) -> &'static str {
+    if succeeded { "success" } else { "failure" }
+}

@@ -1,0 +1,173 @@
+//! What is mounted where on this node, and what is on a device.
+//!
+//! The kernel's own table is the only record: there is no state file. [`KernelMounts`] is the real thing,
+//! [`FakeMounts`] keeps a table of files on a fake machine.
+
+mod blank;
+mod fake;
+mod kernel;
+mod mountinfo;
+mod signatures;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use state_machine::FsType;
+use thiserror::Error;
+
+pub(crate) use fake::FakeMounts;
+pub(crate) use kernel::KernelMounts;
+
+use crate::fabric::{Device, DeviceId};
+use crate::tool::ToolError;
+
+/// One mounted file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountEntry {
+    /// The device that it is on.
+    pub(crate) device: DeviceId,
+    /// Which directory of the file system is seen; `/` is all of it.
+    pub(crate) root: String,
+    /// Where it is mounted.
+    pub(crate) path: PathBuf,
+    /// The file system.
+    pub(crate) fs_type: String,
+    /// Options of the mount and of the file system, as the kernel prints them.
+    pub(crate) options: Vec<String>,
+    /// Whether the mount cannot be written through.
+    pub(crate) read_only: bool,
+}
+
+/// What is on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Proven: no known signature anywhere, and zeros wherever a file system would have written.
+    Empty,
+    /// One file system that we mount.
+    FileSystem(FsType),
+    /// Anything else, damage and doubt included, in words for people. Never formatted.
+    Unclear(String),
+}
+
+/// How a file system is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountOptions {
+    /// The file system.
+    pub(crate) fs_type: FsType,
+    /// Mount flags from the request.
+    pub(crate) flags: Vec<String>,
+    /// Whether it is only read.
+    pub(crate) read_only: bool,
+}
+
+/// A block volume at the path where a pod looks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BlockTarget {
+    /// The device that opening the path would open.
+    pub(crate) device: DeviceId,
+    /// Whether the path was published to be only read.
+    pub(crate) read_only: bool,
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// In bytes.
+    pub(crate) bytes: Filled,
+    /// In inodes.
+    pub(crate) inodes: Filled,
+}
+
+/// How much there is of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Filled {
+    /// Altogether.
+    pub(crate) total: u64,
+    /// Taken.
+    pub(crate) used: u64,
+    /// What an ordinary user can still take.
+    pub(crate) available: u64,
+}
+
+/// Why something could not be mounted, unmounted or seen.
+#[derive(Debug, Error)]
+pub(crate) enum MountError {
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The system said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Something that is not ours is in the way.
+    #[error("{} is {what}; it is left alone", path.display())]
+    Foreign {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A look at a file system did not end, as happens when its device has gone away.
+    #[error("{} did not answer within {limit_ms} ms", path.display())]
+    OutOfTime {
+        /// Where.
+        path: PathBuf,
+        /// The time limit in ms.
+        limit_ms: u64,
+    },
+}
+
+impl MountError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_path_buf(), source }
+    }
+}
+
+/// Mounts, unmounts and looks. Callers hold the operation lock of the volume concerned.
+#[async_trait]
+pub(crate) trait Mounts: Send + Sync + 'static {
+    /// All mounts in the order in which they were made: of several at one path, the last is the one in force.
+    async fn table(&self) -> Result<Vec<MountEntry>, MountError>;
+
+    /// What is on the device.
+    async fn content(&self, device: &Device) -> Result<Content, MountError>;
+
+    /// Makes a file system. Only for a device whose content is [`Content::Empty`].
+    async fn format(&self, device: &Device, fs_type: FsType) -> Result<(), MountError>;
+
+    /// Mounts the device at an existing directory.
+    async fn mount(&self, device: &Device, path: &Path, options: &MountOptions) -> Result<(), MountError>;
+
+    /// Shows what is mounted at `from` at the existing directory `to` as well.
+    async fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), MountError>;
+
+    /// Makes the bind mount at `path` read-only.
+    async fn make_read_only(&self, path: &Path) -> Result<(), MountError>;
+
+    /// Takes away the mount in force at `path`.
+    async fn unmount(&self, path: &Path) -> Result<(), MountError>;
+
+    /// The block volume at `path`, if there is anything; something else there is [`MountError::Foreign`].
+    async fn block_target(&self, path: &Path) -> Result<Option<BlockTarget>, MountError>;
+
+    /// Makes `path` a way to open the device. Nothing must be there yet.
+    async fn make_block_target(
+        &self,
+        device: &Device,
+        path: &Path,
+        read_only: bool,
+    ) -> Result<(), MountError>;
+
+    /// How full the file system mounted at `path` is.
+    async fn usage(&self, path: &Path) -> Result<Usage, MountError>;
+
+    /// Lets the file system mounted at `mounted_at` fill its device.
+    async fn grow(&self, device: &Device, mounted_at: &Path, fs_type: FsType) -> Result<(), MountError>;
+}

@@ -1,0 +1,96 @@
+//! What can be said on the command line. Its help is where people learn the program.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::ctl::CtlArguments;
+use crate::dev::DevArguments;
+use crate::logging::LoggingArguments;
+
+/// A Kubernetes CSI driver whose controller cannot be lost.
+///
+/// In a cluster it runs as `rds-csi controller` (three replicas, one ledger) and `rds-csi node` (on each node).
+/// On a laptop `rds-csi dev` runs all of it, against a simulated appliance, without root.
+///
+/// Exit status: 0 done, 1 failed or refused, 2 wrong flags or settings, 3 nobody answered or no quorum.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rds-csi",
+    version,
+    after_long_help = "Examples:
+  rds-csi dev                                 a whole cluster here; Ctrl-C ends it
+  rds-csi dev --scenario migration-failover   a live migration whose controller is killed in the middle
+  rds-csi ctl --config DIR/ctl.toml status    who leads, who lags
+  rds-csi controller --config controller.toml"
+)]
+pub struct Arguments {
+    /// How to log.
+    #[command(flatten)]
+    pub logging: LoggingArguments,
+    /// What to be.
+    #[command(subcommand)]
+    pub program: Program,
+}
+
+/// What to be.
+#[derive(Debug, Subcommand)]
+pub enum Program {
+    /// A controller replica: the CSI Controller service, the replicated ledger, the appliance's only writer
+    ///
+    /// Three of them form a cluster. SIGTERM hands leadership over and ends it cleanly; a second signal ends it
+    /// at once.
+    Controller(ServiceArguments),
+    /// The node plugin: the CSI Node service
+    ///
+    /// It connects and mounts what the ledger has granted, and asks a controller before each new connection.
+    Node(ServiceArguments),
+    /// A simulated MikroTik ROSE Data Server: RouterOS over SSH, for tests and laptops
+    ///
+    /// Nothing about it is hardware. With a state file, a host key file and a backing directory it comes back as
+    /// the same appliance after a restart.
+    Simulator(ServiceArguments),
+    /// A whole cluster on this machine: simulated appliance, controllers, nodes
+    Dev(DevArguments),
+    /// Questions and orders of the person on call, through any replica
+    Ctl(CtlArguments),
+}
+
+/// What each long-running program is told.
+#[derive(Debug, Args)]
+pub struct ServiceArguments {
+    /// Its settings, a TOML file; all mistakes in it are reported together
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// End as soon as standard input does: whoever started this process is gone then.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_flags_end_with_status_2() {
+        for line in
+            [&["rds-csi", "controller"][..], &["rds-csi", "nonsense"], &["rds-csi", "ctl", "-o", "xml"]]
+        {
+            let error = Arguments::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn help_has_examples() {
+        let help = Arguments::command().render_long_help().to_string();
+        assert!(help.contains("--scenario migration-failover"), "{help}");
+    }
+}

@@ -1,0 +1,22 @@
+//! The program `rds-csi`: everything that it does, so that tests can do it too.
+//!
+//! Life cycle of the program: arguments are parsed ([`Arguments`]), logs started ([`logging`]), then one of
+//! - `controller`, `node`: the driver's two halves, and `simulator`, the simulated appliance ([`services`])
+//! - `dev`: a whole cluster on this machine, made of the other three as real processes ([`dev`])
+//! - `ctl`: questions and orders of the person on call ([`ctl`])
+//!
+//! runs until it is done or a signal ends it ([`termination`]). A [`Failure`] says with which status.
+
+mod arguments;
+pub mod certificates;
+pub mod ctl;
+pub mod dev;
+mod failure;
+pub mod logging;
+pub mod services;
+mod table;
+pub mod termination;
+mod units;
+
+pub use arguments::{Arguments, Program, ServiceArguments};
+pub use failure::Failure;

@@ -1,0 +1,250 @@
+//! Asking the leader, wherever it is: here, at a peer, or not elected yet (DESIGN.md, "Requests").
+//!
+//! A question is asked again after every failure until its deadline, so it must not matter whether it is heard twice.
+//! Each attempt is bound to the term in which its leader was seen: one that was held up on its way decides nothing
+//! under a later leader, after whom the caller may have gone on.
+
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::ReadPolicy;
+use proto::peer::v1::{ProposeRequest, ReadIndexRequest, propose_reply, read_index_reply};
+use state_machine::{Command, Entry, LedgerTime, Response};
+use storage::{ReplicaNode, check_entry_size};
+use tonic::Status;
+
+use crate::codec;
+use crate::error::ProposeError;
+use crate::peers::Client;
+use crate::replica::{Inner, Metrics};
+
+/// Pause between two attempts, unless the leader changes before.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// How one attempt went.
+#[derive(Debug)]
+pub(crate) enum Attempt<T> {
+    Answered(T),
+    /// Not answered, for this reason; it may have been decided all the same.
+    Retry(String),
+    /// The replica has stopped.
+    Stopped,
+}
+
+/// Why a question stayed without answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    Deadline(String),
+    Stopped,
+}
+
+/// Where the leader is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seat {
+    Nowhere,
+    Here { term: u64 },
+    There { term: u64, id: u64, node: ReplicaNode },
+}
+
+/// What goes with each forwarded question.
+#[derive(Debug)]
+pub(crate) struct Envelope {
+    pub(crate) cluster_id: Vec<u8>,
+    pub(crate) term: u64,
+    pub(crate) timeout_ms: u64,
+}
+
+/// Something that only the leader answers. Asking twice does no harm.
+pub(crate) trait Question: Sync {
+    type Answer: Send;
+
+    /// Answers on the leader of `term`, which is this replica.
+    fn here(&self, inner: &Inner, term: u64) -> impl Future<Output = Attempt<Self::Answer>> + Send;
+
+    /// Asks the leader.
+    fn there(&self, leader: Client, envelope: Envelope)
+    -> impl Future<Output = Attempt<Self::Answer>> + Send;
+}
+
+impl Inner {
+    /// Asks until there is an answer or the deadline is over.
+    pub(crate) async fn through_leader<Q: Question>(
+        &self,
+        question: &Q,
+        deadline: Instant,
+    ) -> Result<Q::Answer, Unanswered> {
+        loop {
+            let seat = seat(&self.raft.metrics().borrow_watched(), self.id);
+            let attempt = self.ask(question, &seat, deadline);
+            let why = match tokio::time::timeout_at(deadline.into(), attempt).await {
+                Ok(Attempt::Answered(answer)) => return Ok(answer),
+                Ok(Attempt::Stopped) => return Err(Unanswered::Stopped),
+                Ok(Attempt::Retry(why)) => why,
+                Err(_) => return Err(Unanswered::Deadline(self.silence(&seat))),
+            };
+            if self.is_stopped() {
+                return Err(Unanswered::Stopped);
+            }
+            let pause_end = deadline.min(Instant::now() + RETRY_PAUSE);
+            // Either way it is time to look again.
+            let _ = tokio::time::timeout_at(pause_end.into(), self.leaves(&seat)).await;
+            if Instant::now() >= deadline {
+                return Err(Unanswered::Deadline(why));
+            }
+        }
+    }
+
+    async fn ask<Q: Question>(&self, question: &Q, seat: &Seat, deadline: Instant) -> Attempt<Q::Answer> {
+        let (term, id, node) = match seat {
+            Seat::Nowhere => return Attempt::Retry(self.silence(seat)),
+            Seat::Here { term } => {
+                return tokio::select! {
+                    attempt = question.here(self, *term) => attempt,
+                    () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
+                };
+            }
+            Seat::There { term, id, node } => (*term, *id, node),
+        };
+        let client = match self.peers.client(&node.name, &node.address) {
+            Ok(client) => client,
+            Err(why) => return Attempt::Retry(why),
+        };
+        let Some(cluster_id) = self.cluster_id.get() else {
+            return Attempt::Retry(self.silence(&Seat::Nowhere));
+        };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let timeout_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms };
+        tokio::select! {
+            attempt = question.there(client, envelope) => match attempt {
+                Attempt::Retry(why) => Attempt::Retry(format!("the leader, replica {id} ({node}), says: {why}")),
+                Attempt::Answered(_) | Attempt::Stopped => attempt,
+            },
+            () = self.leaves(seat) => Attempt::Retry("the leader changed".to_owned()),
+        }
+    }
+
+    /// Waits until the leader is not there any more.
+    async fn leaves(&self, seat_then: &Seat) {
+        let id = self.id;
+        if !self.metrics_reach(|seen| seen.running_state.is_err() || seat(seen, id) != *seat_then).await {
+            // Stopped: the caller notices by itself.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether this replica leads in `term`.
+    pub(crate) fn leads_in(&self, term: u64) -> bool {
+        seat(&self.raft.metrics().borrow_watched(), self.id) == Seat::Here { term }
+    }
+
+    /// Why there is no answer, as far as this replica can tell.
+    fn silence(&self, seat: &Seat) -> String {
+        match seat {
+            Seat::Nowhere => match &self.surroundings.borrow().trouble {
+                Some(trouble) => format!("there is no leader: {trouble}"),
+                None => "there is no leader yet".to_owned(),
+            },
+            Seat::Here { term } => format!("this replica leads in term {term}, but no quorum answers it"),
+            Seat::There { term, id, node } => {
+                format!("replica {id} ({node}), the leader of term {term}, did not answer")
+            }
+        }
+    }
+}
+
+fn seat(metrics: &Metrics, own_id: u64) -> Seat {
+    let term = metrics.current_term;
+    match metrics.current_leader {
+        Some(id) if id == own_id => Seat::Here { term },
+        Some(id) => match metrics.membership_config.get_node(&id) {
+            Some(node) => Seat::There { term, id, node: node.clone() },
+            None => Seat::Nowhere,
+        },
+        None => Seat::Nowhere,
+    }
+}
+
+/// For a forwarded question that came back as a gRPC status.
+pub(crate) fn failed<T>(status: Status) -> Attempt<T> {
+    Attempt::Retry(format!("{:?}: {}", status.code(), status.message()))
+}
+
+/// For an answer that cannot be understood.
+pub(crate) fn garbled<T>() -> Attempt<T> {
+    Attempt::Retry("its answer cannot be understood".to_owned())
+}
+
+/// A command to decide.
+#[derive(Debug)]
+pub(crate) struct Proposed {
+    command: Command,
+    encoded: Vec<u8>,
+}
+
+impl Proposed {
+    pub(crate) fn new(command: Command) -> Result<Self, ProposeError> {
+        let too_large = |error: &dyn std::error::Error| ProposeError::TooLarge(error.to_string());
+        // A stamp of any time takes the same room.
+        let entry = Entry { at: LedgerTime::default(), command };
+        check_entry_size(&entry).map_err(|error| too_large(&error))?;
+        let command = entry.command;
+        let encoded = codec::encode(&command).map_err(|error| too_large(&error))?;
+        Ok(Self { command, encoded })
+    }
+
+    pub(crate) fn into_command(self) -> Command {
+        self.command
+    }
+}
+
+impl Question for Proposed {
+    type Answer = Response;
+
+    async fn here(&self, inner: &Inner, term: u64) -> Attempt<Response> {
+        match inner.office_in(term).await {
+            Some(office) => inner.write(&office, self.command.clone()).await,
+            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
+        }
+    }
+
+    async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Response> {
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let request = ProposeRequest { cluster_id, term, timeout_ms, command: self.encoded.clone() };
+        match leader.propose(request).await.map(|reply| reply.into_inner().outcome) {
+            Ok(Some(propose_reply::Outcome::Response(bytes))) => {
+                codec::decode(&bytes).map_or_else(|_| garbled(), Attempt::Answered)
+            }
+            Ok(Some(propose_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
+            Ok(None) => garbled(),
+            Err(status) => failed(status),
+        }
+    }
+}
+
+/// The index that a linearizable read has to wait for.
+#[derive(Debug)]
+pub(crate) struct ReadIndex;
+
+impl Question for ReadIndex {
+    type Answer = u64;
+
+    async fn here(&self, inner: &Inner, _term: u64) -> Attempt<u64> {
+        // Never LeaseRead: it would trust clocks.
+        match inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read_at, _)) => Attempt::Answered(read_at.index()),
+            Err(error) => Attempt::Retry(error.to_string()),
+        }
+    }
+
+    async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<u64> {
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let request = ReadIndexRequest { cluster_id, term, timeout_ms };
+        match leader.read_index(request).await.map(|reply| reply.into_inner().outcome) {
+            Ok(Some(read_index_reply::Outcome::Index(index))) => Attempt::Answered(index),
+            Ok(Some(read_index_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
+            Ok(None) => garbled(),
+            Err(status) => failed(status),
+        }
+    }
+}

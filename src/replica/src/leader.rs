@@ -1,0 +1,157 @@
+//! When this replica leads, and what comes with it: the ledger's clock and its ticks (DESIGN.md, "Time").
+//!
+//! A leader takes office once an entry of its own term is applied: from then on its state has everything that was
+//! decided before. It leaves office when it stops leading or its term ends. Whatever it writes is bound to the term,
+//! so that nothing that was stamped in one office is appended in another.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::impls::ProgressResponder;
+use state_machine::{Command, Entry, Refusal, Response, State};
+use storage::Proposal;
+use tokio::time::MissedTickBehavior;
+
+use crate::clock::LedgerClock;
+use crate::error::Failure;
+use crate::forward::Attempt;
+use crate::replica::{Inner, Metrics};
+
+/// How often time is proposed while something waits for it: a deadline is at most this late while there is a leader.
+const TICK_INTERVAL: Duration = Duration::from_millis(1_000);
+
+/// This replica leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// In this term.
+    pub term: u64,
+}
+
+/// A term in which this replica leads, with the clock that it stamps by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Office {
+    pub(crate) term: u64,
+    clock: LedgerClock,
+}
+
+/// Follows Raft's state: takes and leaves office, and reports when Raft fails. Lives as long as the replica.
+pub(crate) async fn keep_office(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.metrics();
+    loop {
+        let (term, fatal) = {
+            let seen = metrics.borrow_and_update();
+            if seen.committed_membership_config.get_node(&inner.id).is_some() {
+                inner.was_member.store(true, Ordering::Relaxed);
+            }
+            (term_to_hold(&seen), seen.running_state.clone().err())
+        };
+        match (fatal, term) {
+            (Some(fatal), _) => {
+                inner.leave_office();
+                if !inner.stopping.is_cancelled() {
+                    inner.fail(Failure::Raft(fatal.to_string()));
+                }
+                return;
+            }
+            (None, Some(term)) => inner.take_office(term),
+            (None, None) => inner.leave_office(),
+        }
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { break },
+            () = inner.stopping.cancelled() => break,
+        }
+    }
+    inner.leave_office();
+    if !inner.stopping.is_cancelled() {
+        inner.fail(Failure::Raft("consensus ended".to_owned()));
+    }
+}
+
+/// The term in which the replica leads and has applied an entry, if there is one.
+fn term_to_hold(metrics: &Metrics) -> Option<u64> {
+    let applied_term = metrics.last_applied.map(|id| id.leader_id.term);
+    let leads = metrics.state == ServerState::Leader && applied_term == Some(metrics.current_term);
+    leads.then_some(metrics.current_term)
+}
+
+/// Lets the ledger's time pass while something waits for it. Lives as long as the replica.
+pub(crate) async fn keep_time(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(TICK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = inner.stopping.cancelled() => return,
+        }
+        let office = *inner.office.borrow();
+        let Some(office) = office.filter(|_| inner.machine.read(State::is_timed)) else { continue };
+        // Without a quorum a tick would wait for as long as that lasts; the next one is as good.
+        let tick = tokio::time::timeout(TICK_INTERVAL, inner.write(&office, Command::Tick));
+        if let Ok(Attempt::Retry(why)) = tick.await {
+            tracing::debug!(why, "a tick was not decided");
+        }
+    }
+}
+
+impl Inner {
+    fn take_office(&self, term: u64) {
+        if self.office.borrow().is_some_and(|office| office.term == term) {
+            return;
+        }
+        let clock = LedgerClock::take(self.machine.read(State::clock), &*self.clock);
+        tracing::info!(replica = self.id, term, "leading");
+        self.office.send_replace(Some(Office { term, clock }));
+        self.leadership.send_replace(Some(Leadership { term }));
+    }
+
+    fn leave_office(&self) {
+        if let Some(office) = self.office.send_replace(None) {
+            tracing::info!(replica = self.id, term = office.term, "leading no more");
+        }
+        self.leadership.send_if_modified(|leadership| leadership.take().is_some());
+    }
+
+    /// The office of `term`, once it is taken; nothing if the term ends before.
+    pub(crate) async fn office_in(&self, term: u64) -> Option<Office> {
+        let mut office = self.office.subscribe();
+        let taken = office.wait_for(|office| office.is_some_and(|office| office.term == term));
+        let over = self.metrics_reach(|seen| {
+            seen.current_term != term || seen.state != ServerState::Leader || seen.running_state.is_err()
+        });
+        tokio::select! {
+            biased;
+            taken = taken => taken.ok().and_then(|office| *office),
+            _ = over => None,
+        }
+    }
+
+    /// Stamps `command`, and waits until it is applied or the office is left. A `Retry` may still be applied.
+    pub(crate) async fn write(&self, office: &Office, command: Command) -> Attempt<Response> {
+        let needed = command.since_version();
+        let current = self.machine.read(State::cluster_version);
+        if needed > current {
+            // A voter that does not know the command could not even read the entry.
+            return Attempt::Answered(Response::Refused(Refusal::VersionTooLow { needed, current }));
+        }
+        let entry = Entry { at: office.clock.stamp(&*self.clock), command };
+        let (responder, answer) = ProgressResponder::complete_only();
+        let write = self.raft.write(Proposal(entry)).with_leader(office.term).responder(responder);
+        if write.await.is_err() {
+            return Attempt::Stopped;
+        }
+        let mut holder = self.office.subscribe();
+        let left = holder.wait_for(|holder| holder.is_none_or(|holder| holder.term != office.term));
+        tokio::select! {
+            biased;
+            answer = answer => match answer {
+                Ok(Ok(written)) => Attempt::Answered(written.data),
+                Ok(Err(refused)) => Attempt::Retry(refused.to_string()),
+                Err(_) => Attempt::Retry("consensus dropped the command".to_owned()),
+            },
+            _ = left => Attempt::Retry(format!("this replica stopped leading in term {}", office.term)),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Connections to the other replicas: one a peer, opened when first used and again when lost.
+//!
+//! A configured address wins over the one in the membership: a pod's name gives the address only, and the
+//! configuration is what the pod was started with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use proto::peer::v1::peer_client::PeerClient;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+
+use crate::codec::MAX_MESSAGE_BYTES;
+use crate::config::ReplicaConfig;
+use crate::tls::client_tls;
+
+/// How long a connection may take to open, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often an open connection is tried, and how long its answer may take: a peer that vanished without a word is
+/// noticed within the sum.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(1_000);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// A client of one peer.
+pub(crate) type Client = PeerClient<Channel>;
+
+pub(crate) struct Peers {
+    tls: ClientTlsConfig,
+    configured: BTreeMap<String, String>,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Peers {
+    pub(crate) fn new(config: &ReplicaConfig) -> Result<Self, String> {
+        let tls = client_tls(&config.tls).map_err(|error| error.to_string())?;
+        let configured = config
+            .peers
+            .iter()
+            .map(|peer| (peer.name.clone(), peer.address.clone()))
+            .collect::<BTreeMap<_, _>>();
+        let peers = Self { tls, configured, channels: Mutex::default() };
+        // Says now whether the certificates and addresses can be used at all.
+        for address in peers.configured.values() {
+            peers.endpoint(address)?;
+        }
+        Ok(peers)
+    }
+
+    /// A client of the replica `name`, which the membership places at `address`.
+    pub(crate) fn client(&self, name: &str, address: &str) -> Result<Client, String> {
+        let address = self.configured.get(name).map_or(address, String::as_str);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = match channels.get(address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = self.endpoint(address)?.connect_lazy();
+                channels.insert(address.to_owned(), channel.clone());
+                channel
+            }
+        };
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
+        let wrong = |error: tonic::transport::Error| {
+            format!("cannot use {address} with these certificates: {error:?}")
+        };
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(wrong)?;
+        let endpoint = endpoint.tls_config(self.tls.clone().timeout(CONNECT_TIMEOUT)).map_err(wrong)?;
+        Ok(endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true))
+    }
+}

@@ -1,0 +1,21 @@
+//! Stories of a cluster of real processes, seen from outside: sockets, signals, and the appliance's state.
+//!
+//! Each story is a test with a cluster of its own; the fabric is the fake one, so that no root is needed.
+//! - `program`: the program as a newcomer runs it, its scenario too
+//! - `input`: bad input is refused before it goes anywhere
+//! - `appliance`, `quorum`: one of them is away
+//! - `executor`: the leader dies in the middle of changing the appliance
+//! - `restarts`: the leader dies and is back at once, under load
+//! - `wiped`: a replica loses its disk
+//! - `hand_over`: the leader is asked to leave
+//! - `roles`: who may call what
+
+mod appliance;
+mod executor;
+mod hand_over;
+mod input;
+mod program;
+mod quorum;
+mod restarts;
+mod roles;
+mod wiped;

@@ -1,0 +1,196 @@
+//! Who may call what, on the port that peers, nodes and operators share: everything is called as everybody.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use proto::node::v1::node_gateway_client::NodeGatewayClient;
+use proto::node::v1::{PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest};
+use proto::operator::v1::operator_client::OperatorClient;
+use proto::operator::v1::{
+    AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasRequest, ListVolumesRequest,
+    RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
+};
+use proto::peer::v1::peer_client::PeerClient;
+use proto::peer::v1::{IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage, ReadIndexRequest};
+use rds_csi::certificates::{Authority, Owner};
+use tests::requests::within;
+use tests::{Lab, tls_channel};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// What each caller gives the driver, in milliseconds. Enough for an answer; some that are let in wait longer.
+const LIMIT_MS: u64 = 2_000;
+
+const LIMIT: Duration = Duration::from_millis(LIMIT_MS);
+
+/// The node that speaks, and the one that it must not speak for.
+const OWN_NODE: &str = "node-a";
+const OTHER_NODE: &str = "node-b";
+
+/// Whose calls an RPC takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Replica,
+    Node,
+    Operator,
+    Nobody,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+
+struct Call {
+    rpc: &'static str,
+    allowed: Role,
+    send: fn(Channel) -> Answer,
+}
+
+/// A row of the table: an RPC, whose it is, and how it is called. What is sent is harmless or nonsense, so that
+/// whoever is let in changes nothing.
+macro_rules! call {
+    ($allowed:ident, $client:ident.$method:ident($message:expr)) => {
+        Call {
+            rpc: concat!(stringify!($client), "::", stringify!($method)),
+            allowed: Role::$allowed,
+            send: |channel| {
+                Box::pin(
+                    async move { $client::new(channel).$method(within(LIMIT, $message)).await.map(drop) },
+                )
+            },
+        }
+    };
+}
+
+fn nonsense() -> RaftMessage {
+    RaftMessage { payload: vec![0xff; 16] }
+}
+
+fn register(node: &str) -> RegisterRequest {
+    RegisterRequest { node_id: node.to_owned(), boot_id: "not a boot id".to_owned(), ..Default::default() }
+}
+
+fn permit(node: &str) -> PermitConnectRequest {
+    let volume_id = "pvc-unknown".to_owned();
+    PermitConnectRequest {
+        node_id: node.to_owned(),
+        boot_id: "boot".to_owned(),
+        volume_id,
+        ..Default::default()
+    }
+}
+
+fn report(node: &str) -> ReportDisconnectedRequest {
+    let volume_id = "pvc-unknown".to_owned();
+    ReportDisconnectedRequest {
+        node_id: node.to_owned(),
+        boot_id: "boot".to_owned(),
+        volume_id,
+        ..Default::default()
+    }
+}
+
+fn calls() -> Vec<Call> {
+    vec![
+        call!(Replica, PeerClient.append_entries(nonsense())),
+        call!(Replica, PeerClient.vote(nonsense())),
+        call!(Replica, PeerClient.pre_vote(nonsense())),
+        call!(Replica, PeerClient.install_snapshot(tokio_stream::iter([nonsense()]))),
+        call!(Replica, PeerClient.transfer_leader(nonsense())),
+        call!(Replica, PeerClient.propose(ProposeRequest { command: vec![0xff; 16] })),
+        call!(Replica, PeerClient.read_index(ReadIndexRequest {})),
+        call!(Replica, PeerClient.identify(IdentifyRequest { cluster_token: "another".to_owned() })),
+        call!(
+            Replica,
+            PeerClient.join(JoinRequest { replica_id: 0, name: String::new(), address: String::new() })
+        ),
+        call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
+        call!(Node, NodeGatewayClient.permit_connect(permit(OWN_NODE))),
+        call!(Node, NodeGatewayClient.report_disconnected(report(OWN_NODE))),
+        call!(Nobody, NodeGatewayClient.register(register(OTHER_NODE))),
+        call!(Nobody, NodeGatewayClient.permit_connect(permit(OTHER_NODE))),
+        call!(Nobody, NodeGatewayClient.report_disconnected(report(OTHER_NODE))),
+        call!(Operator, OperatorClient.status(StatusRequest {})),
+        call!(Operator, OperatorClient.list_volumes(ListVolumesRequest {})),
+        call!(Operator, OperatorClient.get_volume(GetVolumeRequest { id: "pvc-unknown".to_owned() })),
+        call!(Operator, OperatorClient.list_migrations(ListMigrationsRequest {})),
+        call!(Operator, OperatorClient.list_replicas(ListReplicasRequest {})),
+        call!(
+            Operator,
+            OperatorClient.add_replica(AddReplicaRequest { name: String::new(), address: String::new() })
+        ),
+        call!(Operator, OperatorClient.remove_replica(RemoveReplicaRequest { replica_id: 0 })),
+        call!(Operator, OperatorClient.replace_replica(ReplaceReplicaRequest { dead_replica_id: 0 })),
+    ]
+}
+
+/// Whether the answer came from behind the door: of the service, not of TLS or of its guard.
+fn is_let_in(answer: &Result<(), Status>) -> bool {
+    match answer {
+        Ok(()) => true,
+        Err(status) => !is_refused(answer) && std::error::Error::source(status).is_none(),
+    }
+}
+
+fn is_refused(answer: &Result<(), Status>) -> bool {
+    answer
+        .as_ref()
+        .is_err_and(|status| matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rpc_takes_calls_of_its_own_role_only() -> Result<()> {
+    Lab::tell(async |lab| {
+        let authority = Authority::open_or_create(&lab.certificates())?;
+        let replica = lab.follower_name().await?;
+        let before = lab.status(&replica).await?;
+        let callers = [
+            (Role::Replica, authority.files(&Owner::Replica(replica.clone()), &replica)?),
+            (Role::Node, authority.files(&Owner::Node(OWN_NODE.to_owned()), OWN_NODE)?),
+            (Role::Operator, authority.files(&Owner::Operator("tester".to_owned()), "tester")?),
+        ];
+        for name in [lab.leader_name().await?, lab.follower_name().await?] {
+            for (role, files) in &callers {
+                let channel = tls_channel(&lab.address(&name)?, &authority.certificate(), Some(files))?;
+                for call in calls() {
+                    let answer = (call.send)(channel.clone()).await;
+                    let right = if *role == call.allowed { is_let_in(&answer) } else { is_refused(&answer) };
+                    ensure!(right, "{} by a {role:?} at {name}: {answer:?}", call.rpc);
+                }
+            }
+        }
+        let after = lab.status(&lab.follower_name().await?).await?;
+        ensure!(before.replicas.len() == after.replicas.len() && after.volumes == 0, "changed: {after:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_and_no_certificate_at_all_stay_outside() -> Result<()> {
+    Lab::tell(async |lab| {
+        let authority = Authority::open_or_create(&lab.certificates())?.certificate();
+        let elsewhere = tempfile::tempdir()?;
+        let foreign = Authority::open_or_create(elsewhere.path())?;
+        let address = lab.address(&lab.leader_name().await?)?;
+        let owners = [
+            Owner::Replica("controller-0".to_owned()),
+            Owner::Node(OWN_NODE.to_owned()),
+            Owner::Operator("tester".to_owned()),
+        ];
+        let mut strangers = vec![None];
+        for (index, owner) in owners.iter().enumerate() {
+            strangers.push(Some(foreign.files(owner, &format!("stranger-{index}"))?));
+        }
+        for files in &strangers {
+            for call in calls() {
+                // A connection for each: TLS refuses them one by one.
+                let channel = tls_channel(&address, &authority, files.as_ref())?;
+                let answer = (call.send)(channel).await;
+                ensure!(answer.is_err() && !is_let_in(&answer), "{} by {files:?}: {answer:?}", call.rpc);
+            }
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,97 @@
+//! A replica loses its disk: it comes back as somebody else, and never founds a second cluster.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use proto::csi::v1::ListVolumesRequest;
+use tests::requests::{MIB, create, eventually, expect_unavailable, insist, within};
+use tests::{Csi, Lab};
+
+/// How long two wiped replicas are watched, in milliseconds: many elections' time.
+const WATCHED_MS: u64 = 8_000;
+
+/// What each caller gives the driver, in milliseconds.
+const LIMIT_MS: u64 = 1_500;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_replica_returns_with_a_new_id_and_catches_up() -> Result<()> {
+    Lab::tell(async |lab| {
+        for wiped in [lab.follower_name().await?, lab.leader_name().await?] {
+            let csi = lab.csi(&wiped)?;
+            insist("create", || csi.create(create(&format!("before-{wiped}"), MIB))).await?;
+            let before = lab.status(&wiped).await?;
+
+            lab.kill(&wiped)?;
+            lab.wipe(&wiped)?;
+            lab.start_again(&wiped).await?;
+            eventually("the wiped replica is a voter again", async || {
+                let after = lab.status(&wiped).await?;
+                ensure!(after.cluster_id == before.cluster_id, "another cluster: {after:?}");
+                ensure!(after.responder_id != before.responder_id, "the same id: {after:?}");
+                let ids: BTreeSet<_> = after.replicas.iter().map(|replica| replica.id).collect();
+                ensure!(!ids.contains(&before.responder_id), "the dead id is still a member: {after:?}");
+                let own = after.replicas.iter().find(|replica| replica.id == after.responder_id);
+                ensure!(
+                    own.context("not a member")?.voter && ids.len() == 3,
+                    "not a voter of three: {after:?}"
+                );
+                lab.expect_equal_replicas().await
+            })
+            .await?;
+            expect_volume(&csi, &format!("before-{wiped}")).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn expect_volume(csi: &Csi, name: &str) -> Result<()> {
+    let before = insist("list", || csi.list(ListVolumesRequest::default())).await?.entries.len();
+    insist("create again", || csi.create(create(name, MIB))).await?;
+    let after = insist("list", || csi.list(ListVolumesRequest::default())).await?.entries.len();
+    ensure!(before == after, "{name} was forgotten");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_wiped_replicas_of_three_never_form_a_cluster() -> Result<()> {
+    Lab::tell(async |lab| {
+        let kept = lab.follower_name().await?;
+        let csi = lab.csi(&kept)?;
+        insist("create", || csi.create(create("kept", MIB))).await?;
+        let before = lab.status(&kept).await?;
+        let wiped: Vec<_> = lab.controllers().into_iter().filter(|name| *name != kept).collect();
+        for name in &wiped {
+            lab.kill(name)?;
+            lab.wipe(name)?;
+        }
+        for name in &wiped {
+            lab.start(name)?;
+        }
+        let watched_until = Instant::now() + Duration::from_millis(WATCHED_MS);
+        let mut heard = BTreeSet::new();
+        while Instant::now() < watched_until {
+            for name in &wiped {
+                let limit = Duration::from_millis(LIMIT_MS);
+                let answer = lab.csi(name)?.create(within(limit, create("new", MIB))).await;
+                expect_unavailable("create through a wiped replica", answer)?;
+                // It may not serve operators as long as it belongs nowhere.
+                if let Ok(status) = lab.status(name).await {
+                    ensure!(
+                        status.cluster_id.is_empty() || status.cluster_id == before.cluster_id,
+                        "{status:?}"
+                    );
+                    ensure!(status.volumes == 0 && status.leader_id.is_none(), "decides: {status:?}");
+                    heard.insert(name.clone());
+                }
+            }
+            let status = lab.status(&kept).await?;
+            ensure!(status.cluster_id == before.cluster_id && status.volumes == 1, "forgotten: {status:?}");
+        }
+        ensure!(heard.len() == wiped.len(), "only {heard:?} of {wiped:?} ran");
+        let answer = csi.create(within(Duration::from_millis(LIMIT_MS), create("new", MIB))).await;
+        expect_unavailable("create through the one that is left", answer)
+    })
+    .await
+}
