@@ -13,7 +13,11 @@ use proto::operator::v1::{
     RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
 };
 use proto::peer::v1::peer_client::PeerClient;
-use proto::peer::v1::{IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage, ReadIndexRequest};
+use proto::peer::v1::snapshot_part::Part;
+use proto::peer::v1::{
+    AdoptRequest, ChangeMembershipRequest, IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage,
+    ReadIndexRequest, SnapshotPart,
+};
 use rds_csi::certificates::{Authority, Owner};
 use tests::requests::within;
 use tests::{Lab, tls_channel};
@@ -63,7 +67,11 @@ macro_rules! call {
 }
 
 fn nonsense() -> RaftMessage {
-    RaftMessage { payload: vec![0xff; 16] }
+    RaftMessage { payload: vec![0xff; 16], ..Default::default() }
+}
+
+fn snapshot_of_nonsense() -> SnapshotPart {
+    SnapshotPart { part: Some(Part::Begin(nonsense())) }
 }
 
 fn register(node: &str) -> RegisterRequest {
@@ -95,15 +103,14 @@ fn calls() -> Vec<Call> {
         call!(Replica, PeerClient.append_entries(nonsense())),
         call!(Replica, PeerClient.vote(nonsense())),
         call!(Replica, PeerClient.pre_vote(nonsense())),
-        call!(Replica, PeerClient.install_snapshot(tokio_stream::iter([nonsense()]))),
+        call!(Replica, PeerClient.install_snapshot(tokio_stream::iter([snapshot_of_nonsense()]))),
         call!(Replica, PeerClient.transfer_leader(nonsense())),
-        call!(Replica, PeerClient.propose(ProposeRequest { command: vec![0xff; 16] })),
-        call!(Replica, PeerClient.read_index(ReadIndexRequest {})),
-        call!(Replica, PeerClient.identify(IdentifyRequest { cluster_token: "another".to_owned() })),
-        call!(
-            Replica,
-            PeerClient.join(JoinRequest { replica_id: 0, name: String::new(), address: String::new() })
-        ),
+        call!(Replica, PeerClient.propose(ProposeRequest { command: vec![0xff; 16], ..Default::default() })),
+        call!(Replica, PeerClient.read_index(ReadIndexRequest::default())),
+        call!(Replica, PeerClient.identify(IdentifyRequest {})),
+        call!(Replica, PeerClient.join(JoinRequest::default())),
+        call!(Replica, PeerClient.change_membership(ChangeMembershipRequest::default())),
+        call!(Replica, PeerClient.adopt(AdoptRequest::default())),
         call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
         call!(Node, NodeGatewayClient.permit_connect(permit(OWN_NODE))),
         call!(Node, NodeGatewayClient.report_disconnected(report(OWN_NODE))),

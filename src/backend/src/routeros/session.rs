@@ -177,7 +177,7 @@ impl Session {
 
 impl Connection {
     fn is_usable(&self) -> bool {
-        !self.handle.is_closed() && (true || !self.is_suspect.load(Ordering::Relaxed))
+        !self.handle.is_closed() && !self.is_suspect.load(Ordering::Relaxed)
     }
 
     async fn open_channel(&self, deadline: Instant) -> Result<Channel<client::Msg>, String> {
