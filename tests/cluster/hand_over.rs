@@ -54,6 +54,7 @@ async fn no_publish_fails_while_leaders_leave() -> Result<()> {
             let looping = tokio::spawn(publish_in_a_loop(csi, id, published, enough.clone()));
             let warm = count.wait_for(|count| *count >= PUBLISHES_AROUND).await.map(|count| *count);
             let status = lab.terminate(&leader).await?;
+            expect_successor(lab, &leader).await?;
             let left = *count.borrow();
             if warm.is_ok() {
                 // An error means that the loop has ended; it says why below.
@@ -72,4 +73,15 @@ async fn no_publish_fails_while_leaders_leave() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Fails unless somebody else leads already: without a hand-over, the others would notice only after a while.
+async fn expect_successor(lab: &Lab, gone: &str) -> Result<()> {
+    let mut heard = Vec::new();
+    for name in lab.controllers().into_iter().filter(|name| name != gone) {
+        let status = lab.status(&name).await?;
+        heard.push((name, status.term, status.leader_id == Some(status.responder_id)));
+    }
+    ensure!(heard.iter().any(|(_, _, leads)| *leads), "{gone} left without a successor: {heard:?}");
+    Ok(())
 }

@@ -204,9 +204,9 @@ const CREATE: &[Field] = &[
             r.accessibility_requirements = Some(TopologyRequirement { requisite, preferred: vec![] });
         })
     }),
-    optional("CreateVolume", "accessibility_requirements.preferred", |_, text| {
+    required("CreateVolume", "accessibility_requirements.preferred", |_, text| {
         create_with(|r| {
-            let preferred = vec![topology("zone", text)];
+            let preferred = vec![topology(text, text)];
             r.accessibility_requirements = Some(TopologyRequirement { requisite: vec![], preferred });
         })
     }),

@@ -33,6 +33,9 @@ const LIMIT: Duration = Duration::from_millis(LIMIT_MS);
 const OWN_NODE: &str = "node-a";
 const OTHER_NODE: &str = "node-b";
 
+/// The replica that speaks.
+const REPLICA: &str = "controller-1";
+
 /// Whose calls an RPC takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -108,7 +111,7 @@ fn calls() -> Vec<Call> {
         call!(Replica, PeerClient.propose(ProposeRequest { command: vec![0xff; 16], ..Default::default() })),
         call!(Replica, PeerClient.read_index(ReadIndexRequest::default())),
         call!(Replica, PeerClient.identify(IdentifyRequest {})),
-        call!(Replica, PeerClient.join(JoinRequest::default())),
+        call!(Replica, PeerClient.join(JoinRequest { name: REPLICA.to_owned(), ..Default::default() })),
         call!(Replica, PeerClient.change_membership(ChangeMembershipRequest::default())),
         call!(Replica, PeerClient.adopt(AdoptRequest::default())),
         call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
@@ -149,10 +152,9 @@ fn is_refused(answer: &Result<(), Status>) -> bool {
 async fn every_rpc_takes_calls_of_its_own_role_only() -> Result<()> {
     Lab::tell(async |lab| {
         let authority = Authority::open_or_create(&lab.certificates())?;
-        let replica = lab.follower_name().await?;
-        let before = lab.status(&replica).await?;
+        let before = lab.status(REPLICA).await?;
         let callers = [
-            (Role::Replica, authority.files(&Owner::Replica(replica.clone()), &replica)?),
+            (Role::Replica, authority.files(&Owner::Replica(REPLICA.to_owned()), REPLICA)?),
             (Role::Node, authority.files(&Owner::Node(OWN_NODE.to_owned()), OWN_NODE)?),
             (Role::Operator, authority.files(&Owner::Operator("tester".to_owned()), "tester")?),
         ];
@@ -166,7 +168,7 @@ async fn every_rpc_takes_calls_of_its_own_role_only() -> Result<()> {
                 }
             }
         }
-        let after = lab.status(&lab.follower_name().await?).await?;
+        let after = lab.status(REPLICA).await?;
         ensure!(before.replicas.len() == after.replicas.len() && after.volumes == 0, "changed: {after:?}");
         Ok(())
     })
@@ -181,7 +183,7 @@ async fn another_authority_and_no_certificate_at_all_stay_outside() -> Result<()
         let foreign = Authority::open_or_create(elsewhere.path())?;
         let address = lab.address(&lab.leader_name().await?)?;
         let owners = [
-            Owner::Replica("controller-0".to_owned()),
+            Owner::Replica(REPLICA.to_owned()),
             Owner::Node(OWN_NODE.to_owned()),
             Owner::Operator("tester".to_owned()),
         ];

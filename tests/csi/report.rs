@@ -5,6 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+/// What csi-sanity itself does not run in this version, whoever the driver is.
+const PENDING: &[&str] =
+    &["Controller Service [Controller Server] ListVolumes pagination should detect volumes added \
+                           between pages and accept tokens when the last volume from a page is deleted"];
+
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -54,6 +59,7 @@ impl Report {
             match (spec.leaf_node_type.as_str(), spec.state.as_str()) {
                 ("It", "passed") => report.passed.push(name),
                 ("It", "skipped") => *report.skipped.entry(message).or_default() += 1,
+                ("It", "pending") if PENDING.contains(&name.as_str()) => {}
                 // Set-up around the specs is worth a word only if it went wrong.
                 (_, "passed") => {}
                 (_, state) => report.failed.push(format!("{name}: {state}: {message}")),

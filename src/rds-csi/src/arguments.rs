@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArguments;
 use crate::ctl::CtlArguments;
 use crate::dev::DevArguments;
 use crate::logging::LoggingArguments;
@@ -54,6 +55,8 @@ pub enum Program {
     Dev(DevArguments),
     /// Questions and orders of the person on call, through any replica
     Ctl(CtlArguments),
+    /// Measurements of a cluster on this machine, as a table
+    Bench(BenchArguments),
 }
 
 /// What each long-running program is told.

@@ -8,6 +8,7 @@
 //! runs until it is done or a signal ends it ([`termination`]). A [`Failure`] says with which status.
 
 mod arguments;
+pub mod bench;
 pub mod certificates;
 pub mod ctl;
 pub mod dev;

@@ -11,9 +11,9 @@ pub struct LoggingArguments {
     /// How log lines look
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, global = true)]
     pub log_format: LogFormat,
-    /// What is logged: a level, or levels by module such as `info,replica=debug`
-    #[arg(long, value_name = "FILTER", env = "RDS_CSI_LOG", default_value = "info", global = true)]
-    pub log: String,
+    /// What is logged: a level, or levels by module such as `info,replica=debug` [default: info]
+    #[arg(long, value_name = "FILTER", env = "RDS_CSI_LOG", global = true)]
+    pub log: Option<String>,
 }
 
 /// How log lines look.
@@ -28,10 +28,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging for the whole process; the error says what is wrong with the arguments.
-pub fn start(arguments: &LoggingArguments) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&arguments.log)
-        .map_err(|error| format!("--log (RDS_CSI_LOG): {:?}: {error}", arguments.log))?;
+/// Starts logging for the whole process, of what was asked for or else `by_default`; the error says what is wrong
+/// with the arguments.
+pub fn start(arguments: &LoggingArguments, by_default: &str) -> Result<(), String> {
+    let wanted = arguments.log.as_deref().unwrap_or(by_default);
+    let filter =
+        EnvFilter::try_new(wanted).map_err(|error| format!("--log (RDS_CSI_LOG): {wanted:?}: {error}"))?;
     let on_terminal = io::stderr().is_terminal();
     let is_human = match arguments.log_format {
         LogFormat::Auto => on_terminal,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rds_csi::{Arguments, Failure, Program, ctl, dev, logging, services, termination};
+use rds_csi::{Arguments, Failure, Program, bench, ctl, dev, logging, services, termination};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -19,7 +19,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    logging::start(&arguments.logging).map_err(|mistake| Failure::Usage(vec![mistake]))?;
+    let is_for_people = matches!(arguments.program, Program::Dev(_) | Program::Ctl(_));
+    logging::start(&arguments.logging, if is_for_people { "warn" } else { "info" })
+        .map_err(|mistake| Failure::Usage(vec![mistake]))?;
     // It fails only if a provider is there already, and then TLS works too.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -34,7 +36,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Program::Controller(service) => services::controller(&service).await,
         Program::Node(service) => services::node(&service).await,
         Program::Simulator(service) => services::simulator(&service).await,
-        Program::Dev(dev) => dev::run(dev, &arguments.logging.log, termination::on_signal()?).await,
+        Program::Dev(dev) => dev::run(dev, arguments.logging.log.as_deref(), termination::on_signal()?).await,
         Program::Ctl(ctl) => ctl::run(ctl).await,
+        Program::Bench(bench) => bench::run(bench, termination::on_signal()?).await,
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn decide(
     {
         return Course::Expected;
     }
-    if !with_data.is_empty() {
+    if false {
         return join(own, &with_data, &answers);
     }
     if own.initialized {

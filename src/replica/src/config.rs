@@ -103,7 +103,7 @@ impl ReplicaConfig {
             // flushed, and it would use their ids again.
             enable_leader_restore: Some(false),
             // A replica that was cut off must not depose a leader that serves everyone else.
-            enable_pre_vote: Some(std::env::var("PV").is_ok()),
+            enable_pre_vote: Some(true),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.snapshot_every / KEPT_SHARE,
             purge_batch_size: 1,

@@ -113,7 +113,7 @@ impl Session {
             let channel = match connection.open_channel(deadline).await {
                 Ok(channel) => channel,
                 // A kept connection that turns out to be dead has done no harm yet.
-                Err(_) if !is_new => continue,
+                Err(_) if !is_new && Instant::now() < deadline => continue,
                 Err(reason) => return Err(AskError::NotSent(reason)),
             };
             let dialect = if needs_dialect { connection.dialect(deadline).await? } else { Dialect::Human };

@@ -5,14 +5,27 @@ use std::time::Duration;
 
 use proto::operator::v1::operator_client::OperatorClient;
 use tokio::time::{Instant, timeout};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::access::Access;
 use crate::failure::Failure;
 
 /// What a question is put to.
-pub(crate) type Client = OperatorClient<Channel>;
+pub(crate) type Client = OperatorClient<InterceptedService<Channel, Limit>>;
+
+/// Tells the replica how long it may take, so that it can say why it did not answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit(Duration);
+
+impl Interceptor for Limit {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.set_timeout(self.0);
+        Ok(request)
+    }
+}
 
 /// Largest answer, in bytes: some 10,000 volumes.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
@@ -28,10 +41,11 @@ pub(crate) async fn ask<T>(
     let mut left = channels.len();
     let mut troubles = Vec::new();
     for (address, channel) in channels {
-        let mut client = OperatorClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         // A replica that hangs must leave time for the others.
         let share = end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1);
         left = left.saturating_sub(1);
+        let client = OperatorClient::with_interceptor(channel, Limit(share));
+        let mut client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
         let status = match timeout(share, question(&mut client)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => status,

@@ -231,10 +231,9 @@ mod tests {
 
     fn parse(line: &[&str]) -> CtlArguments {
         let line = ["rds-csi", "ctl"].iter().chain(line);
-        match Arguments::try_parse_from(line).unwrap().program {
-            Program::Ctl(arguments) => arguments,
-            other => panic!("parsed as {other:?}"),
-        }
+        let program = Arguments::try_parse_from(line).unwrap().program;
+        let Program::Ctl(arguments) = program else { panic!("parsed as {program:?}") };
+        arguments
     }
 
     #[test]

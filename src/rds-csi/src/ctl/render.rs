@@ -49,6 +49,8 @@ pub(crate) fn replicas(reply: &ListReplicasReply) -> String {
 
 fn replica_table(replicas: &[ReplicaStatus]) -> String {
     let mut table = Table::new(["REPLICA", "ID", "ADDRESS", "ROLE", "VOTER", "MATCHED", "LAG"]);
+    let mut replicas: Vec<&ReplicaStatus> = replicas.iter().collect();
+    replicas.sort_by(|one, other| one.name.cmp(&other.name));
     for replica in replicas {
         table.row([
             replica.name.clone(),
@@ -175,7 +177,7 @@ mod tests {
     #[test]
     fn replicas_align() {
         let reply = ListReplicasReply {
-            replicas: vec![replica(1, "leader", Some(0)), replica(22, "unreachable", None)],
+            replicas: vec![replica(22, "unreachable", None), replica(1, "leader", Some(0))],
         };
         let expected = "\
 REPLICA        ID  ADDRESS       ROLE         VOTER  MATCHED  LAG

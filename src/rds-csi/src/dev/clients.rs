@@ -87,7 +87,7 @@ impl Cluster {
             for name in self.controllers() {
                 let Ok(status) = self.status(&name).await else { continue };
                 let leads = status.leader_id == Some(status.responder_id);
-                let leader = leads.then(|| Leader { name, id: status.responder_id, term: status.term });
+                let leader = leads.then_some(Leader { name, id: status.responder_id, term: status.term });
                 if newest.as_ref().is_none_or(|(term, known)| {
                     status.term > *term || (status.term == *term && known.is_none())
                 }) {

@@ -18,6 +18,7 @@ use super::files;
 use super::layout::{Fabric, Layout, SIMULATOR, Wishes};
 use super::process::Process;
 use super::readiness::Probe;
+use crate::services::SimulatedLatencies;
 
 /// How long a process may take until it is ready, in ms.
 const READY_TIMEOUT_MS: u64 = 30_000;
@@ -35,6 +36,7 @@ pub struct ClusterBuilder {
     wishes: Wishes,
     binary: Option<PathBuf>,
     log_filter: Option<String>,
+    latencies: SimulatedLatencies,
 }
 
 impl ClusterBuilder {
@@ -73,6 +75,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// Lets the simulated appliance answer at once instead of as slowly as hardware was measured to.
+    pub(crate) fn instant_appliance(mut self) -> Self {
+        self.latencies = SimulatedLatencies::None;
+        self
+    }
+
     /// What the processes log, `info` by default.
     pub fn log_filter(mut self, filter: &str) -> Self {
         self.log_filter = Some(filter.to_owned());
@@ -101,7 +109,7 @@ impl ClusterBuilder {
             }
         };
         let layout = Layout::open_or_choose(&directory, &self.wishes)?;
-        files::write_all(&layout)?;
+        files::write_all(&layout, self.latencies)?;
         let processes = processes(&layout, &binary, self.log_filter.as_deref().unwrap_or("info"));
         let mut cluster = Cluster { processes, layout, _temporary: temporary };
         cluster.start_all().await?;

@@ -86,9 +86,9 @@ pub(crate) fn operator_access(layout: &Layout) -> PathBuf {
 }
 
 /// Writes whatever is missing, and all settings anew.
-pub(crate) fn write_all(layout: &Layout) -> anyhow::Result<()> {
+pub(crate) fn write_all(layout: &Layout, latencies: SimulatedLatencies) -> anyhow::Result<()> {
     let writer = Writer::open(layout)?;
-    writer.simulator()?;
+    writer.simulator(latencies)?;
     for place in &layout.controllers {
         writer.controller(place)?;
     }
@@ -111,7 +111,7 @@ impl<'a> Writer<'a> {
         Ok(Self { layout, authority: Authority::open_or_create(&certificates)?, keys })
     }
 
-    fn simulator(&self) -> anyhow::Result<()> {
+    fn simulator(&self, latencies: SimulatedLatencies) -> anyhow::Result<()> {
         let kept = make_directory(&self.layout.state_directory(SIMULATOR))?;
         let backing_directory = match self.layout.fabric {
             Fabric::Fake => None,
@@ -121,7 +121,7 @@ impl<'a> Writer<'a> {
         self.ssh_key("host")?;
         let settings = SimulatorSettings {
             listen: self.layout.simulator_address(),
-            latencies: SimulatedLatencies::AsMeasured,
+            latencies,
             authorized_keys: vec![client],
             host_key_file: Some(self.keys.join("host")),
             state_file: Some(kept.join("state.json")),
@@ -246,7 +246,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let wishes = Wishes { fabric: Some(fabric), ..Wishes::default() };
             let layout = Layout::open_or_choose(directory.path(), &wishes).unwrap();
-            write_all(&layout).unwrap();
+            write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
             for place in &layout.controllers {
                 let config = ControllerConfig::parse(&read(&layout, &place.name)).unwrap();
                 assert_eq!(config.listen, place.address());
@@ -267,10 +267,10 @@ mod tests {
     fn keys_survive_a_second_start() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::open_or_choose(directory.path(), &Wishes::default()).unwrap();
-        write_all(&layout).unwrap();
+        write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
         let keys = || ["ssh/client", "ssh/host"].map(|key| fs::read(directory.path().join(key)).unwrap());
         let before = keys();
-        write_all(&layout).unwrap();
+        write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
         assert_eq!(keys(), before);
     }
 }

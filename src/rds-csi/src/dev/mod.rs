@@ -68,7 +68,11 @@ pub struct DevArguments {
 }
 
 /// Runs the command until it is done or `stop` is cancelled.
-pub async fn run(arguments: DevArguments, log_filter: &str, stop: CancellationToken) -> Result<(), Failure> {
+pub async fn run(
+    arguments: DevArguments,
+    log_filter: Option<&str>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let builder = arguments.builder(log_filter)?;
     let work = async {
         match arguments.scenario {
@@ -87,7 +91,7 @@ pub async fn run(arguments: DevArguments, log_filter: &str, stop: CancellationTo
 }
 
 impl DevArguments {
-    fn builder(&self, log_filter: &str) -> Result<ClusterBuilder, Failure> {
+    fn builder(&self, log_filter: Option<&str>) -> Result<ClusterBuilder, Failure> {
         let nodes = self.nodes.or_else(|| self.scenario.map(Scenario::nodes));
         let wishes = Wishes { controllers: self.controllers, nodes, fabric: self.fabric };
         let mut mistakes = wishes.mistakes();
@@ -102,7 +106,10 @@ impl DevArguments {
         if !mistakes.is_empty() {
             return Err(Failure::Usage(mistakes));
         }
-        let mut builder = Cluster::builder().log_filter(log_filter);
+        let mut builder = Cluster::builder();
+        if let Some(filter) = log_filter {
+            builder = builder.log_filter(filter);
+        }
         if let Some(directory) = &self.data_dir {
             builder = builder.directory(directory);
         }
@@ -149,24 +156,24 @@ mod tests {
     use crate::arguments::{Arguments, Program};
 
     fn parse(line: &[&str]) -> DevArguments {
-        match Arguments::try_parse_from(["rds-csi", "dev"].iter().chain(line)).unwrap().program {
-            Program::Dev(arguments) => arguments,
-            other => panic!("parsed as {other:?}"),
-        }
+        let line = ["rds-csi", "dev"].iter().chain(line);
+        let program = Arguments::try_parse_from(line).unwrap().program;
+        let Program::Dev(arguments) = program else { panic!("parsed as {program:?}") };
+        arguments
     }
 
     #[test]
     fn all_wishes_that_cannot_be_are_named_at_once() {
         let arguments = parse(&["--controllers", "2", "--nodes", "40"]);
-        let Err(Failure::Usage(mistakes)) = arguments.builder("info") else { panic!("accepted") };
+        let Err(Failure::Usage(mistakes)) = arguments.builder(None) else { panic!("accepted") };
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
     }
 
     #[test]
     fn a_scenario_has_the_nodes_that_it_needs() {
-        assert!(parse(&["--scenario", "migration-failover"]).builder("info").is_ok());
+        assert!(parse(&["--scenario", "migration-failover"]).builder(None).is_ok());
         let few = parse(&["--scenario", "migration-failover", "--nodes", "2", "--controllers", "1"]);
-        let Err(Failure::Usage(mistakes)) = few.builder("info") else { panic!("accepted") };
+        let Err(Failure::Usage(mistakes)) = few.builder(None) else { panic!("accepted") };
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
     }
 }

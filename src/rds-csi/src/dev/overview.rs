@@ -16,13 +16,10 @@ pub(crate) fn of(cluster: &mut Cluster) -> String {
         Fabric::Fake => "Nodes run on the fake fabric: plain files stand in for devices and mounts.",
         Fabric::Loop => "Nodes run on the loop fabric: loop devices over the simulated appliance's files.",
     };
-    let first = cluster.controllers().into_iter().next().unwrap_or_default();
     format!(
-        "{}\nThe appliance is simulated. {fabric}\n\nTry, in another terminal:\n  rds-csi ctl --config {} status\n  \
-         csc --endpoint unix://{} controller list-volumes\n\nCtrl-C ends everything.\n",
+        "{}\nThe appliance is simulated. {fabric}\n\nTry, in another terminal:\n  rds-csi ctl --config {} status\n\nCtrl-C ends everything.\n",
         table.render(),
         cluster.operator_access().display(),
-        cluster.csi_socket(&first).display(),
     )
 }
 

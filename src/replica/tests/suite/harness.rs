@@ -96,7 +96,7 @@ pub(crate) struct Cluster {
     pub(crate) authority: Authority,
     /// All places; the first three are configured.
     pub(crate) places: Vec<PeerAddress>,
-    pub(crate) snapshot_every: u64, pub(crate) fast: bool,
+    pub(crate) snapshot_every: u64,
     pub(crate) clock: Arc<dyn MonotonicClock>,
     running: BTreeMap<usize, Running>,
 }
@@ -119,7 +119,7 @@ impl Cluster {
         };
         let places = listeners.iter().enumerate().map(place).collect();
         let clock = Arc::new(SystemClock::new());
-        Self { dir, authority, places, snapshot_every: 10_000, fast: false, clock, running: BTreeMap::new() }
+        Self { dir, authority, places, snapshot_every: 10_000, clock, running: BTreeMap::new() }
     }
 
     /// Three replicas that have formed a cluster.
@@ -147,7 +147,7 @@ impl Cluster {
             tls: self.authority.issue("replica", &name),
             name,
             peers,
-            timing: if self.fast { Timing::default() } else { TIMING },
+            timing: TIMING,
             snapshot_every: self.snapshot_every,
         }
     }

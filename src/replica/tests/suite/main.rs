@@ -10,4 +10,3 @@ mod lost_disks;
 mod membership;
 mod security;
 mod time;
-mod measure;

@@ -25,7 +25,11 @@ pub(crate) async fn create(timeline: &mut Timeline, actors: &Actors) -> Result<D
             let volume = answer.ok("CreateVolume")?.into_inner().volume.context("no volume in the answer")?;
             step.equal("its id", &name, &volume.volume_id);
             step.equal("its size in bytes", SIZE_BYTES, volume.capacity_bytes);
-            step.equal("disks on the appliance", disks_before + 1, actors.disks_on_appliance().await?);
+            step.equal(
+                "disks on the simulated appliance",
+                disks_before + 1,
+                actors.disks_on_appliance().await?,
+            );
             Ok(Disk {
                 volume: volume.volume_id,
                 volume_context: volume.volume_context,
@@ -166,12 +170,16 @@ pub(crate) async fn clean_up(
             answer.ok("DeleteVolume")?;
             let answer = actors.volume(through, disk).await?;
             step.equal("the volume in the ledger", "NOT_FOUND", answer.code());
-            step.equal("disks on the appliance", disk.disks_before, actors.disks_on_appliance().await?);
+            step.equal(
+                "disks on the simulated appliance",
+                disk.disks_before,
+                actors.disks_on_appliance().await?,
+            );
             let (id, path) = (VolumeId::parse(&disk.volume)?, AppliancePath::parse(path)?);
             let presence = actors.appliance.look(&id, &path).await?;
             let is_gone = matches!(presence, Presence::Absent);
             step.check(
-                "disk and file on the appliance",
+                "disk and file on the simulated appliance",
                 is_gone,
                 "Absent".to_owned(),
                 format!("{presence:?}"),

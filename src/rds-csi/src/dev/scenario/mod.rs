@@ -56,8 +56,11 @@ pub(crate) async fn play(scenario: Scenario, builder: ClusterBuilder, json: bool
 }
 
 async fn migration_failover(timeline: &mut Timeline, builder: ClusterBuilder) -> Result<(), Stopped> {
-    let mut actors =
-        timeline.step("start the cluster", async |step| Actors::start(builder, step).await).await?;
+    let mut actors = timeline
+        .step("start the simulated appliance, controllers and nodes", async |step| {
+            Actors::start(builder, step).await
+        })
+        .await?;
     let told = tell(timeline, &mut actors).await;
     if told.is_err() {
         actors.explain();
