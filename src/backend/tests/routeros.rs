@@ -297,8 +297,11 @@ async fn an_appliance_that_hangs_is_unavailable_in_time() {
     leader.begin_term(1).await.unwrap();
     lab.simulator.inject(Fault::Hang, Scope::Any, 1);
     assert_unavailable(leader.probe().await);
-    // The next command goes over a new connection.
+    // The next command goes over a new connection, and the one after it over the same.
+    let connections = lab.simulator.connections_seen();
     leader.probe().await.unwrap();
+    leader.probe().await.unwrap();
+    assert_eq!(lab.simulator.connections_seen(), connections + 1);
     lab.simulator.inject(Fault::Hang, adds(), 100);
     let started = Instant::now();
     assert_unavailable(leader.create(&spec("pvc-1", GIB)).await);

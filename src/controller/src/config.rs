@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backend::RouterOsConfig;
+use backend::{RouterOs, RouterOsConfig};
 use serde::Deserialize;
 use state_machine::{AppliancePath, HostAddress, Nqn};
 
@@ -150,6 +150,10 @@ impl ControllerConfig {
                 found.push(format!("{name}: {}: {error}", path.display()));
             }
         }
+        // Making it opens nothing; it checks.
+        if let Err(errors) = RouterOs::new(self.appliance.clone()) {
+            found.extend(errors.0.into_iter().map(|error| format!("appliance.{error}")));
+        }
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
@@ -157,5 +161,70 @@ impl ControllerConfig {
             found.push("volumes.nvme_port: must not be 0".to_owned());
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(peers: &str, rest: &str) -> String {
+        format!(
+            r#"
+            name = "controller-0"
+            data_dir = "/nowhere"
+            listen = "127.0.0.1:1"
+            csi_socket = "/nowhere/csi.sock"
+            {rest}
+            [tls]
+            ca = "/nowhere/ca.pem"
+            cert = "/nowhere/cert.pem"
+            key = "/nowhere/key.pem"
+            [appliance]
+            address = "127.0.0.1"
+            port = 0
+            private_key_file = "/nowhere/key"
+            [volumes]
+            nvme_address = "127.0.0.1"
+            volume_path = "/pool/csi"
+            {peers}
+            "#
+        )
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let peers = r#"
+            [[peers]]
+            name = "a"
+            address = "x"
+            [[peers]]
+            name = "a"
+            address = "y:1"
+        "#;
+        let mistakes = ControllerConfig::parse(&config(peers, "call_timeout_seconds = 0")).unwrap_err();
+        for part in [
+            "this replica's name",
+            "2 replicas",
+            "is there twice",
+            "\"x\" is not host:port",
+            "tls.ca",
+            "tls.key",
+            "appliance.port",
+            "call_timeout_seconds",
+        ] {
+            assert!(mistakes.iter().any(|mistake| mistake.contains(part)), "{part} is not in {mistakes:#?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_setting_is_a_mistake() {
+        let mistakes = ControllerConfig::parse(&config("", "call_timeout = 3")).unwrap_err();
+        assert!(mistakes[0].contains("unknown field `call_timeout`"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn the_default_nqn_prefix_is_the_go_drivers() {
+        assert_eq!(default_nqn_prefix().as_str(), "nqn.2000-02.com.mikrotik");
     }
 }

@@ -80,7 +80,7 @@ impl View {
         let caught_up = |member: &&MemberStatus| {
             let behind = self.last_log_index.saturating_sub(member.matched_index.unwrap_or(0));
             let close = member.matched_index.is_some() && behind <= PROMOTION_LAG_ENTRIES;
-            !member.voter && member.answering == Some(true)
+            !member.voter && close && member.answering == Some(true)
         };
         let learner = self.members.iter().find(caught_up)?;
         let namesakes =

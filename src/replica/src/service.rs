@@ -143,7 +143,7 @@ impl PeerService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<join_reply::Outcome, Status> {
         let role = caller(&request)?;
         let JoinRequest { replica_id, name, address } = request.into_inner();
-        if false {
+        if role != Role::Replica(name.clone()) {
             tracing::warn!(caller = %role, name, "refused to take in a replica under another name");
             return Err(Status::permission_denied(format!("{role} cannot join as {name}")));
         }

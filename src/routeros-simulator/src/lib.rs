@@ -113,6 +113,7 @@ impl Simulator {
             log: Vec::new(),
             commands_seen: 0,
             commands_run: 0,
+            connections_seen: 0,
             refuses_connections: false,
             cut: stop.child_token(),
         };
@@ -155,6 +156,11 @@ impl Simulator {
     /// How many commands arrived since it started, whatever became of them.
     pub fn commands_seen(&self) -> u64 {
         self.shared.machine().commands_seen
+    }
+
+    /// How many connections were made since it started, refused ones too.
+    pub fn connections_seen(&self) -> u64 {
+        self.shared.machine().connections_seen
     }
 
     /// How many commands ran since it started, late ones too, whether they changed anything or not.

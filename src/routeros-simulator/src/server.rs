@@ -41,6 +41,8 @@ pub(crate) struct Machine {
     pub(crate) commands_seen: u64,
     /// Commands that ran, late ones too.
     pub(crate) commands_run: u64,
+    /// Connections that were accepted.
+    pub(crate) connections_seen: u64,
     pub(crate) refuses_connections: bool,
     /// Cuts the connections that are open.
     pub(crate) cut: CancellationToken,
@@ -106,7 +108,8 @@ pub(crate) async fn listen(shared: Arc<Shared>, listener: TcpListener, config: A
         };
         let Ok((socket, _)) = accepted else { continue };
         let (is_refused, cut) = {
-            let machine = shared.machine();
+            let mut machine = shared.machine();
+            machine.connections_seen += 1;
             (machine.refuses_connections, machine.cut.child_token())
         };
         if !is_refused {

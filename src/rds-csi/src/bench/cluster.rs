@@ -46,7 +46,11 @@ impl Bench {
         for _ in 0..CLIENTS.into_iter().max().unwrap_or(1) {
             let name = format!("pvc-{}", uuid::Uuid::new_v4());
             let answer = client.create_volume(within(CALL_LIMIT, create(&name, VOLUME_BYTES))).await;
-            let volume = answer.context("cannot create a volume")?.into_inner().volume.context("no volume came back")?;
+            let volume = answer
+                .context("cannot create a volume")?
+                .into_inner()
+                .volume
+                .context("no volume came back")?;
             bench.volumes.push(Volume { id: volume.volume_id, context: volume.volume_context });
         }
         Ok(bench)
@@ -112,7 +116,11 @@ impl Bench {
             unpublish_once(&mut client, &volume).await?;
             self.cluster.start(&leader.name)?;
             self.cluster.wait_until_ready(&leader.name).await?;
-            eprintln!("kill {} of {kills}: {:.0} ms", kill + 1, durations[kill as usize].as_secs_f64() * 1000.0);
+            eprintln!(
+                "kill {} of {kills}: {:.0} ms",
+                kill + 1,
+                durations[kill as usize].as_secs_f64() * 1000.0
+            );
         }
         Ok(Samples::new(durations))
     }

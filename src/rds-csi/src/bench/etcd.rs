@@ -14,7 +14,11 @@ const PREFIX: &str = "rds-csi-bench/";
 const VALUE_BYTES: usize = 128;
 
 /// Each client attaches and detaches its own key for `seconds`.
-pub(super) async fn attaches(endpoints: &[String], clients: usize, seconds: u64) -> anyhow::Result<[Samples; 2]> {
+pub(super) async fn attaches(
+    endpoints: &[String],
+    clients: usize,
+    seconds: u64,
+) -> anyhow::Result<[Samples; 2]> {
     let until = Instant::now() + Duration::from_secs(seconds);
     let (begun, mut tasks) = (Instant::now(), JoinSet::new());
     for index in 0..clients {
@@ -42,7 +46,8 @@ async fn attach_until(
         let begun = Instant::now();
         let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
         let put = TxnOp::put(key.as_str(), vec![0; VALUE_BYTES], None);
-        let answer = client.txn(Txn::new().when([absent]).and_then([put])).await.context("an attach failed")?;
+        let answer =
+            client.txn(Txn::new().when([absent]).and_then([put])).await.context("an attach failed")?;
         ensure!(answer.succeeded(), "somebody else uses {key}");
         attached.push(begun.elapsed());
         let begun = Instant::now();

@@ -69,7 +69,10 @@ async fn measure(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     for clients in CLIENTS {
         eprintln!("linearizable reads, {clients} clients, {} s", arguments.seconds);
-        rows.push((format!("linearizable read, {clients} clients"), bench.reads(clients, arguments.seconds).await?));
+        rows.push((
+            format!("linearizable read, {clients} clients"),
+            bench.reads(clients, arguments.seconds).await?,
+        ));
     }
     #[cfg(feature = "etcd")]
     if !arguments.etcd.is_empty() {
@@ -82,7 +85,10 @@ async fn measure(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     if arguments.kills > 0 {
         let failovers = bench.failovers(arguments.kills).await?;
-        rows.push((format!("SIGKILL of the leader to the next publish, {} kills", arguments.kills), failovers));
+        rows.push((
+            format!("SIGKILL of the leader to the next publish, {} kills", arguments.kills),
+            failovers,
+        ));
     }
     print!("{}", table(rows));
     Ok(())
@@ -91,7 +97,8 @@ async fn measure(arguments: &BenchArguments) -> anyhow::Result<()> {
 fn table(rows: Vec<(String, Samples)>) -> String {
     let mut table = Table::new(["WHAT", "SAMPLES", "PER SECOND", "P50 MS", "P99 MS", "MAX MS"]);
     for (name, samples) in rows {
-        let ms = |quantile: f64| samples.quantile_ms(quantile).map(|ms| format!("{ms:.2}")).unwrap_or_default();
+        let ms =
+            |quantile: f64| samples.quantile_ms(quantile).map(|ms| format!("{ms:.2}")).unwrap_or_default();
         let rate = samples.per_second().map(|rate| format!("{rate:.0}")).unwrap_or_default();
         table.row([name, samples.len().to_string(), rate, ms(0.5), ms(0.99), ms(1.0)]);
     }

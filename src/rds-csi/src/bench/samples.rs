@@ -44,7 +44,8 @@ mod tests {
 
     #[test]
     fn quantiles_are_samples() {
-        let samples = Samples::within((1..=100).rev().map(Duration::from_millis).collect(), Duration::from_secs(2));
+        let samples =
+            Samples::within((1..=100).rev().map(Duration::from_millis).collect(), Duration::from_secs(2));
         assert_eq!(samples.quantile_ms(0.5), Some(50.0));
         assert_eq!(samples.quantile_ms(0.99), Some(99.0));
         assert_eq!(samples.quantile_ms(1.0), Some(100.0));

@@ -30,24 +30,48 @@ impl Interceptor for Limit {
 /// Largest answer, in bytes: some 10,000 volumes.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
+/// How much longer a better answer is looked for once there is one, in ms for each replica.
+const BETTER_ANSWER_MS: u64 = 500;
+
 /// Asks until a replica answers, or `deadline` is over. A replica that cannot answer now gets no second try.
 pub(crate) async fn ask<T>(
     access: &Access,
     deadline: Duration,
     question: impl AsyncFn(&mut Client) -> Result<Response<T>, Status>,
 ) -> Result<T, Failure> {
+    ask_for_best(access, deadline, question, |_| true).await
+}
+
+/// Asks until a replica gives a best answer, or else takes the first one; for what some replicas know more of.
+pub(crate) async fn ask_for_best<T>(
+    access: &Access,
+    deadline: Duration,
+    question: impl AsyncFn(&mut Client) -> Result<Response<T>, Status>,
+    is_best: impl Fn(&T) -> bool,
+) -> Result<T, Failure> {
     let end = Instant::now() + deadline;
     let channels = access.channels();
     let mut left = channels.len();
+    let mut first = None;
     let mut troubles = Vec::new();
     for (address, channel) in channels {
         // A replica that hangs must leave time for the others.
-        let share = end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1);
+        let mut share = end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1);
+        if first.is_some() {
+            share = share.min(Duration::from_millis(BETTER_ANSWER_MS));
+        }
         left = left.saturating_sub(1);
         let client = OperatorClient::with_interceptor(channel, Limit(share));
         let mut client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
         let status = match timeout(share, question(&mut client)).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                if is_best(&reply) {
+                    return Ok(reply);
+                }
+                first.get_or_insert(reply);
+                continue;
+            }
             Ok(Err(status)) => status,
             Err(_) => Status::deadline_exceeded(format!("no answer within {} ms", share.as_millis())),
         };
@@ -56,7 +80,7 @@ pub(crate) async fn ask<T>(
         }
         troubles.push(format!("{address}: {}", describe(&status)));
     }
-    Err(Failure::Unavailable(format!("no replica could answer\n{}", troubles.join("\n"))))
+    first.ok_or_else(|| Failure::Unavailable(format!("no replica could answer\n{}", troubles.join("\n"))))
 }
 
 /// Whether the answer is one replica's trouble, not the cluster's word.
@@ -137,6 +161,19 @@ mod tests {
             _ => Ok(Response::new(42)),
         };
         assert_eq!(ask(&access, Duration::from_millis(300), question).await.unwrap(), 42);
+    }
+
+    #[tokio::test]
+    async fn a_better_answer_wins_and_any_is_better_than_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let access = access(directory.path(), &["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+        for (answers, best) in [([1, 7, 3], 7), ([1, 2, 3], 1)] {
+            let asked = AtomicUsize::new(0);
+            let question =
+                async |_: &mut Client| Ok(Response::new(answers[asked.fetch_add(1, Ordering::Relaxed)]));
+            let limit = Duration::from_secs(5);
+            assert_eq!(ask_for_best(&access, limit, question, |answer| *answer > 5).await.unwrap(), best);
+        }
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use proto::operator::v1::{
-    AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasRequest, ListVolumesRequest,
-    RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
+    AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasReply, ListReplicasRequest,
+    ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusReply, StatusRequest,
 };
 use serde::Serialize;
 
@@ -24,8 +24,8 @@ use crate::failure::Failure;
 
 /// Questions and orders of the person on call, through any replica
 ///
-/// Who asks is proven by an operator's certificate. `status` works without a quorum, and tells what one replica
-/// knows; the rest is read linearizably, or not answered at all.
+/// Who asks is proven by an operator's certificate. `status` and `replicas` work without a quorum, and tell what one
+/// replica knows, the leader if it can be found; the rest is read linearizably, or not answered at all.
 ///
 /// Exit status: 0 done, 1 refused or failed, 2 wrong flags, 3 nobody answered or no quorum.
 #[derive(Debug, Args)]
@@ -153,8 +153,9 @@ async fn answer(
 ) -> Result<String, Failure> {
     match question {
         Question::Status => {
-            let reply =
-                call::ask(access, deadline, async |client| client.status(StatusRequest {}).await).await?;
+            let ask = async |client: &mut call::Client| client.status(StatusRequest {}).await;
+            let by_leader = |reply: &StatusReply| reply.leader_id == Some(reply.responder_id);
+            let reply = call::ask_for_best(access, deadline, ask, by_leader).await?;
             print_as(output, &reply, render::status)
         }
         Question::Volumes => {
@@ -187,7 +188,9 @@ async fn carry_out(
     match order {
         ReplicaOrder::List => {
             let ask = async |client: &mut call::Client| client.list_replicas(ListReplicasRequest {}).await;
-            print_as(output, &call::ask(access, deadline, ask).await?, render::replicas)
+            let by_leader = |reply: &ListReplicasReply| reply.replicas.iter().any(|one| one.lag.is_some());
+            let reply = call::ask_for_best(access, deadline, ask, by_leader).await?;
+            print_as(output, &reply, render::replicas)
         }
         ReplicaOrder::Add { name, address } => {
             let request = AddReplicaRequest { name, address };
