@@ -77,8 +77,10 @@ impl Operations {
         if timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!(
                 running = self.tasks.len(),
-                "operations are cut short by the stop; kubelet tries again"
+                "operations are cut off by the stop; kubelet tries again"
             );
+            self.cut_off.cancel();
+            self.tasks.wait().await;
         }
     }
 }
@@ -165,7 +167,8 @@ mod tests {
         let (_never, waits) = oneshot::channel::<()>();
         let a = volume("a");
         let call = operations.run("stage", &a, async move { Ok(waits.await.ok()) });
-        let (result, ()) = tokio::join!(call, operations.drain(Duration::from_millis(20)));
+        let both = async { tokio::join!(call, operations.drain(Duration::from_millis(20))) };
+        let (result, ()) = timeout(Duration::from_secs(20), both).await.expect("the stop waits forever");
         assert!(matches!(result, Err(NodeError::Stopping)));
         assert!(operations.tasks.is_empty());
     }

@@ -133,7 +133,11 @@ impl Cluster {
         for i in 0..3 {
             self.start(i).await;
         }
-        self.leader().await;
+        let leader = self.leader().await;
+        self.until("all answer the leader", || {
+            self.replica(leader).status().members.iter().all(|member| member.answering == Some(true))
+        })
+        .await;
     }
 
     pub(crate) fn config(&self, i: usize) -> ReplicaConfig {
