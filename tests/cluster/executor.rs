@@ -50,7 +50,7 @@ async fn a_leader_that_dies_midway_leaves_nothing_half_done() -> Result<()> {
             lab.settle()
                 .await
                 .map_err(|error| error.context(format!("kill {kill} at {moment_ms} ms: {outcomes:?}")))?;
-            check(&lab, &outcomes, &mut ready).await?;
+            check(lab, &outcomes, &mut ready).await?;
         }
         Ok(())
     })

@@ -53,12 +53,9 @@ pub fn publish(volume_id: &str, node_id: &str) -> ControllerPublishVolumeRequest
 
 /// Whether a sidecar would come again with the same request.
 pub fn is_passing(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled => true,
-        // A connection that broke under the request: nothing is known of it.
-        Code::Unknown | Code::Internal => std::error::Error::source(status).is_some(),
-        _ => false,
-    }
+    const PASSING: [Code; 4] = [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded, Code::Cancelled];
+    // A status with a source is of a connection that broke under the request: nothing is known of it.
+    PASSING.contains(&status.code()) || std::error::Error::source(status).is_some()
 }
 
 /// Calls again and again until it works, as the sidecars do; an error that will not pass ends it.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::config::ControllerConfig;
-use crate::executor::Shell;
+use crate::executor::{Hand, Shell};
 use crate::http::Http;
 use crate::metrics::Metrics;
 use crate::node_gateway::Gateway;
@@ -89,8 +89,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     });
     let shell = Shell {
         replica: replica.clone(),
-        backend: backend.clone(),
-        nqn_prefix: config.volumes.nqn_prefix.clone(),
+        hand: Hand { backend: backend.clone(), nqn_prefix: config.volumes.nqn_prefix.clone() },
         metrics: metrics.clone(),
     };
     let executor_stop = stop.clone();

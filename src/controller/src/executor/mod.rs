@@ -5,6 +5,7 @@
 //! does not say again: a new leader begins with an empty executor, and repeats what its predecessor left unfinished,
 //! since every action on the appliance is idempotent.
 
+mod hand;
 mod shell;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use backend::BackendError;
 use state_machine::{Command, Generation, Problem, ProblemKind, Step, StepKind, VolumeId};
 
+pub(crate) use hand::Hand;
 pub(crate) use shell::Shell;
 
 /// The first wait after a failed attempt, in milliseconds; each further failure doubles it.
@@ -50,6 +52,13 @@ pub(crate) enum Outcome {
     SlotTaken(String),
     /// It failed, or nobody knows.
     Failed(BackendError),
+}
+
+impl Outcome {
+    /// Whether the appliance did not answer.
+    fn is_unreached(&self) -> bool {
+        matches!(self, Self::Failed(BackendError::Unavailable { .. }))
+    }
 }
 
 /// What is to be done next.
@@ -352,5 +361,7 @@ fn retry_ms(failures: u32) -> u64 {
     FIRST_RETRY_MS.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY_MS)
 }
 
+#[cfg(test)]
+mod kills;
 #[cfg(test)]
 mod tests;

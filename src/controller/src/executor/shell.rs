@@ -1,15 +1,15 @@
-//! The executor's rim: waits for one event at a time, and performs the effects.
+//! The executor's rim: waits for one event at a time, and has the effects performed.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backend::{Backend, BackendError, DiskSpec, Presence};
+use backend::BackendError;
 use replica::Replica;
-use state_machine::{ByteSize, Nqn, Step, StepKind, plan};
+use state_machine::{Step, plan};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::hand::Hand;
 use super::{Action, Effect, Event, Executor, Outcome, key_of};
 use crate::metrics::Metrics;
 
@@ -20,8 +20,7 @@ const EVENTS_QUEUED: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Shell {
     pub(crate) replica: Replica,
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) nqn_prefix: Nqn,
+    pub(crate) hand: Hand,
     pub(crate) metrics: Metrics,
 }
 
@@ -79,8 +78,8 @@ impl Shell {
     async fn perform(self, effect: Effect, begun: Instant, sender: mpsc::Sender<Event>) {
         let event = match effect {
             Effect::BeginTerm { term } => {
-                let result = self.backend.begin_term(term).await;
-                self.metrics.appliance_reached(reached(&result));
+                let result = self.hand.begin_term(term).await;
+                self.metrics.appliance_reached(!matches!(result, Err(BackendError::Unavailable { .. })));
                 match &result {
                     Ok(()) => tracing::info!(term, "leading; the appliance knows the term"),
                     Err(error) => {
@@ -90,7 +89,8 @@ impl Shell {
                 Event::TermBegun { now_ms: millis(begun), term, result }
             }
             Effect::Perform { term, step, action } => {
-                let outcome = self.act(&step, &action).await;
+                let outcome = self.hand.act(&step, &action).await;
+                self.metrics.appliance_reached(!outcome.is_unreached());
                 log_outcome(term, &step, &action, &outcome);
                 Event::Performed { term, key: key_of(&step), outcome }
             }
@@ -104,75 +104,6 @@ impl Shell {
         // The receiver is gone only when the executor has stopped; then nobody waits for the event.
         let _ = sender.send(event).await;
     }
-
-    async fn act(&self, step: &Step, action: &Action) -> Outcome {
-        let result = match (action, &step.kind) {
-            (Action::UndoCreate { .. }, _) | (Action::Step, StepKind::Delete) => self.remove(step).await,
-            (Action::Step, StepKind::InspectSlot) => return self.inspect(step).await,
-            (Action::Step, StepKind::Create) => self.create(step).await,
-            (Action::Step, StepKind::Expand { to }) => self.expand(step, *to).await,
-            (Action::Step, StepKind::ConfirmExport { .. }) => self.confirm_export(step).await,
-        };
-        self.metrics.appliance_reached(reached(&result));
-        result.map_or_else(Outcome::Failed, |()| Outcome::Done)
-    }
-
-    async fn inspect(&self, step: &Step) -> Outcome {
-        match self.backend.look(&step.volume, &step.parameters.volume_path).await {
-            Ok(Presence::Absent) => Outcome::Done,
-            Ok(Presence::FileOnly) => {
-                Outcome::SlotTaken(format!("a file for {} without a disk", step.volume))
-            }
-            Ok(Presence::Disk(disk)) => {
-                Outcome::SlotTaken(format!("a disk {} with {}", step.volume, disk.file_path))
-            }
-            Err(error) => Outcome::Failed(error),
-        }
-    }
-
-    async fn create(&self, step: &Step) -> Result<(), BackendError> {
-        self.backend.create(&self.disk(step, step.size)?).await
-    }
-
-    async fn expand(&self, step: &Step, to: ByteSize) -> Result<(), BackendError> {
-        self.backend.resize(&self.disk(step, to)?).await
-    }
-
-    async fn remove(&self, step: &Step) -> Result<(), BackendError> {
-        self.backend.remove(&step.volume, &step.parameters.volume_path).await
-    }
-
-    /// Finishes an export that is half done, but never makes a disk that is missing: it would be an empty one.
-    async fn confirm_export(&self, step: &Step) -> Result<(), BackendError> {
-        let spec = self.disk(step, step.size)?;
-        match self.backend.look(&step.volume, &step.parameters.volume_path).await? {
-            Presence::Disk(disk) => match disk.conflict_with(&spec) {
-                Some(reason) => Err(BackendError::Conflict { reason }),
-                None if disk.exported => Ok(()),
-                None => self.backend.create(&spec).await,
-            },
-            Presence::Absent | Presence::FileOnly => {
-                let reason = format!("the ledger has volume {}, the appliance has no such disk", step.volume);
-                Err(BackendError::Conflict { reason })
-            }
-        }
-    }
-
-    fn disk(&self, step: &Step, size: ByteSize) -> Result<DiskSpec, BackendError> {
-        let nqn = Nqn::of_volume(&self.nqn_prefix, &step.volume)
-            .map_err(|error| BackendError::Rejected { words: format!("the volume's NQN {error}") })?;
-        Ok(DiskSpec {
-            volume: step.volume.clone(),
-            directory: step.parameters.volume_path.clone(),
-            size,
-            nqn,
-            nvme_port: step.parameters.nvme_port,
-        })
-    }
-}
-
-fn reached<T>(result: &Result<T, BackendError>) -> bool {
-    !matches!(result, Err(BackendError::Unavailable { .. }))
 }
 
 fn millis(begun: Instant) -> u64 {

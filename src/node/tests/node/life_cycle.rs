@@ -258,9 +258,15 @@ async fn what_is_published_is_not_unstaged() {
 #[tokio::test]
 async fn unknown_is_not_absent() {
     let mut story = Story::begin().await;
-    story.play("connected", "unreadable");
-    for answer in [story.stage(&rwx()).await, story.unpublish().await, story.unstage().await] {
-        refused(answer, Code::Unavailable, &["cannot see whether"]);
+    let connection = story.node.directory.join("machine/connected").join(VOLUME);
+    story.play("connected", "no connection's text");
+    for _ in 0..2 {
+        for answer in [story.stage(&rwx()).await, story.unpublish().await, story.unstage().await] {
+            refused(answer, Code::Unavailable, &["cannot see whether"]);
+        }
+        // Now it cannot even be read.
+        fs::remove_file(&connection).ok();
+        fs::create_dir_all(&connection).unwrap();
     }
     assert_eq!(story.gateway.heard(), [], "neither connecting nor disconnected is claimed");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::gateway::{Answer, Gateway, Heard};
 use crate::common::requests::{self, VOLUME, block, expand, publish, stage, stats, unpublish, unstage};
-use crate::common::{TestNode, config, directory, wait_for};
+use crate::common::{TestNode, config, directory, refused, wait_for};
 use node::{NodeConfig, RunError};
 use proto::csi::v1;
 use proto::csi::v1::node_service_capability::{Type, rpc};
@@ -176,6 +176,27 @@ async fn a_successor_waits_for_the_operations_of_its_predecessor() {
     wait_for("the successor", async || new.client.node_unstage_volume(unstage(&staging)).await.is_ok()).await;
     assert!(!new.is_connected(VOLUME));
     assert!(matches!(gateway.heard().as_slice(), [Heard::Disconnected(_)]));
+}
+
+#[tokio::test]
+async fn a_registration_that_was_lost_is_made_again() {
+    let (_guard, directory) = directory();
+    let gateway = Gateway::start().await;
+    let mut node = TestNode::fake(&directory, &gateway).await;
+    wait_for("readiness", async || get(&node.http, "/readyz").await.starts_with("HTTP/1.1 200")).await;
+    gateway.heard_all();
+    gateway.next([Answer::Error(Code::NotFound, "not registered")]);
+    gateway.next_registrations([Answer::Error(Code::FailedPrecondition, "not now")]);
+    let staging = directory.join("staging");
+    let answer = node.client.node_stage_volume(stage(&staging, block(Mode::MultiNodeMultiWriter))).await;
+    refused(answer, Code::FailedPrecondition, &["not now"]);
+    let mut heard = Vec::new();
+    wait_for("the registration after the refused one", async || {
+        heard.extend(gateway.heard_all());
+        heard.iter().filter(|heard| matches!(heard, Heard::Register(_))).count() == 2
+    })
+    .await;
+    wait_for("readiness", async || get(&node.http, "/readyz").await.starts_with("HTTP/1.1 200")).await;
 }
 
 #[tokio::test]

@@ -305,13 +305,13 @@ impl Cluster {
     /// Ends everything in order: nodes, controllers, the simulated appliance. Says how each ended; one that does not
     /// end is killed.
     pub async fn stop(mut self) -> Vec<(String, anyhow::Result<ExitStatus>)> {
-        let is_controller = |name: &str| self.layout.controllers.iter().any(|place| place.name == name);
-        let (controllers, mut nodes): (Vec<_>, Vec<_>) =
-            self.processes.drain(..).partition(|process| is_controller(process.name()));
-        let (simulator, nodes_only): (Vec<_>, Vec<_>) =
-            nodes.drain(..).partition(|process| process.name() == SIMULATOR);
+        let controllers = self.controllers();
+        let (simulator, others): (Vec<_>, Vec<_>) =
+            self.processes.drain(..).partition(|process| process.name() == SIMULATOR);
+        let (controllers, nodes): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|process| controllers.iter().any(|name| name == process.name()));
         let mut outcomes = Vec::new();
-        for group in [nodes_only, controllers, simulator] {
+        for group in [nodes, controllers, simulator] {
             outcomes.extend(stop_group(group).await);
         }
         outcomes

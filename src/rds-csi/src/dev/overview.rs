@@ -17,7 +17,8 @@ pub(crate) fn of(cluster: &mut Cluster) -> String {
         Fabric::Loop => "Nodes run on the loop fabric: loop devices over the simulated appliance's files.",
     };
     format!(
-        "{}\nThe appliance is simulated. {fabric}\n\nTry, in another terminal:\n  rds-csi ctl --config {} status\n\nCtrl-C ends everything.\n",
+        "{}\nThe appliance is simulated. {fabric}\n\nTry, in another terminal:\n  \
+         rds-csi ctl --config {} status\n\nCtrl-C ends everything.\n",
         table.render(),
         cluster.operator_access().display(),
     )
