@@ -52,8 +52,16 @@ pub enum Program {
     /// the same appliance after a restart.
     Simulator(ServiceArguments),
     /// A whole cluster on this machine: simulated appliance, controllers, nodes
+    ///
+    /// Real processes, real sockets, mutual TLS, a ledger on disk. The appliance is simulated, and so are connections
+    /// and mounts unless `--fabric loop` is said (root). Nothing is left running afterwards.
     Dev(DevArguments),
     /// Questions and orders of the person on call, through any replica
+    ///
+    /// Who asks is proven by an operator's certificate. `status` and `replicas` work without a quorum, and tell what
+    /// one replica knows, the leader if it can be found; the rest is read linearizably, or not answered at all.
+    ///
+    /// Exit status: 0 done, 1 refused or failed, 2 wrong flags, 3 nobody answered or no quorum.
     Ctl(CtlArguments),
     /// Measurements of a cluster on this machine, as a table
     Bench(BenchArguments),

@@ -22,12 +22,7 @@ pub(crate) use call::{code_name, describe};
 
 use crate::failure::Failure;
 
-/// Questions and orders of the person on call, through any replica
-///
-/// Who asks is proven by an operator's certificate. `status` and `replicas` work without a quorum, and tell what one
-/// replica knows, the leader if it can be found; the rest is read linearizably, or not answered at all.
-///
-/// Exit status: 0 done, 1 refused or failed, 2 wrong flags, 3 nobody answered or no quorum.
+/// Whom to ask, and what.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   rds-csi ctl --config DIR/ctl.toml status
@@ -54,7 +49,8 @@ pub struct CtlArguments {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t, global = true)]
     output: OutputFormat,
     /// How long to try, over all replicas, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600), global = true)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, global = true,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
     deadline: u64,
     #[command(subcommand)]
     question: Question,

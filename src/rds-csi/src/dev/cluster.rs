@@ -1,8 +1,8 @@
 //! A cluster of real processes on this machine: simulated appliance, controllers, nodes.
 //!
 //! Life cycle: [`Cluster::builder`] says what it is to be; [`ClusterBuilder::start`] writes the files, starts the
-//! processes and waits until all are ready. Tests then kill, stop and restart processes by name and talk to them as
-//! sidecars, kubelet and operators do. [`Cluster::stop`] ends it in order; dropping it kills what is left.
+//! processes and waits until all are ready. Tests then kill, stop and restart processes by name and talk to them
+//! as sidecars, kubelet and operators do. [`Cluster::stop`] ends it in order; dropping it kills what is left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -302,8 +302,8 @@ impl Cluster {
         self.processes.iter_mut().filter_map(ended).collect()
     }
 
-    /// Ends everything in order: nodes, controllers, the simulated appliance. Says how each ended; one that does not
-    /// end is killed.
+    /// Ends everything in order: nodes, controllers, the simulated appliance. Says how each ended; one that does
+    /// not end is killed.
     pub async fn stop(mut self) -> Vec<(String, anyhow::Result<ExitStatus>)> {
         let controllers = self.controllers();
         let (simulator, others): (Vec<_>, Vec<_>) =

@@ -152,7 +152,8 @@ impl Layout {
             || wishes.fabric.is_some_and(|fabric| fabric != self.fabric)
         {
             bail!(
-                "{} holds a cluster of {} controllers and {} nodes on the {:?} fabric; use another directory for another",
+                "{} holds a cluster of {} controllers and {} nodes on the {:?} fabric; \
+                 use another directory for another",
                 self.directory.display(),
                 self.controllers.len(),
                 self.nodes.len(),

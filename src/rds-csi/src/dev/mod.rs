@@ -32,10 +32,7 @@ use layout::Wishes;
 /// How often a running cluster is looked at for processes that ended, in ms.
 const WATCH_INTERVAL_MS: u64 = 250;
 
-/// A whole cluster on this machine: simulated appliance, controllers, nodes
-///
-/// Real processes, real sockets, mutual TLS, a ledger on disk; the appliance is simulated, and so are connections
-/// and mounts unless `--fabric loop` is said (root). Nothing is left running afterwards.
+/// What the cluster is to be, and what to play on it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Examples:
   rds-csi dev                                   two nodes; prints what runs where; Ctrl-C ends it
