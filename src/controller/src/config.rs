@@ -124,7 +124,7 @@ impl ControllerConfig {
         if self.own_address().is_none() {
             found.push(format!("peers: {:?}, this replica's name, is not among them", self.name));
         }
-        if self.peers.len() % 2 == 0 {
+        if self.peers.len().is_multiple_of(2) {
             found.push(format!(
                 "peers: {} replicas; use an odd number, three by preference",
                 self.peers.len()

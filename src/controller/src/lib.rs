@@ -5,6 +5,7 @@
 //! leadership over first, then stop serving. A fatal storage error ends the process.
 
 mod config;
+mod deadline;
 mod executor;
 mod http;
 mod metrics;

@@ -2,7 +2,7 @@
 //!
 //! A node speaks for itself only: the name in its certificate is the node that the request may be about.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use csi::status;
 use proto::node::v1;
@@ -29,9 +29,7 @@ impl Gateway {
         request: &Request<T>,
         command: Command,
     ) -> Result<Result<(), Refusal>, Status> {
-        let timeout =
-            csi::caller_timeout(request.metadata()).map_or(ANSWER_TIMEOUT, |t| t.min(ANSWER_TIMEOUT));
-        let answer = self.replica.propose(command, Instant::now() + timeout).await;
+        let answer = self.replica.propose(command, crate::deadline::of(request, ANSWER_TIMEOUT)).await;
         match answer.map_err(|error| status::no_quorum(&error.to_string()))? {
             LedgerResponse::Refused(refusal) => Ok(Err(refusal)),
             LedgerResponse::Done
@@ -100,13 +98,12 @@ impl NodeGateway for Gateway {
 /// The node that the request is about, which has to be the caller's own.
 fn own_node<T>(request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
     let claimed = field("node_id", NodeId::parse(claimed))?;
-    match replica::caller(request)? {
-        Role::Node(own) if own == claimed => Ok(claimed),
-        other => {
-            tracing::warn!(caller = %other, node = %claimed, "refused: not this node");
-            Err(Status::permission_denied(format!("{other} may not speak for node {claimed}")))
-        }
+    let caller = replica::caller(request)?;
+    if caller == Role::Node(claimed.clone()) {
+        return Ok(claimed);
     }
+    tracing::warn!(%caller, node = %claimed, "refused: not this node");
+    Err(Status::permission_denied(format!("{caller} may not speak for node {claimed}")))
 }
 
 fn moment(boot: &str, since_boot_ns: u64) -> Result<NodeMoment, Status> {

@@ -136,7 +136,7 @@ impl Operator for OperatorService {
 }
 
 fn deadline<T>(request: &Request<T>) -> Instant {
-    Instant::now() + csi::caller_timeout(request.metadata()).map_or(ANSWER_TIMEOUT, |t| t.min(ANSWER_TIMEOUT))
+    crate::deadline::of(request, ANSWER_TIMEOUT)
 }
 
 fn of_membership(error: MembershipError) -> Status {

@@ -51,9 +51,9 @@ impl ControllerService {
         let mode = wanted.mode(class_fs_type);
         let command =
             Command::Publish { volume: id.clone(), node: node.clone(), mode, vmi: VmiObservation::Unknown };
-        let generation = match self.propose(command, deadline).await? {
-            Response::Attached { generation } => generation,
-            other => return Err(Status::internal(format!("publish answered {other:?}"))),
+        let response = self.propose(command, deadline).await?;
+        let Response::Attached { generation } = response else {
+            return Err(Status::internal(format!("publish answered {response:?}")));
         };
         let look = |state: &State| grant_of(state, id, node, generation);
         let volume = match self.wait_for(deadline, look).await? {

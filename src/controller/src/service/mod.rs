@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::Backend;
-use csi::caller_timeout;
 use csi::parse::ClassDefaults;
 use proto::csi::v1;
 use proto::csi::v1::controller_server::Controller;
@@ -22,9 +21,6 @@ use state_machine::{HostAddress, Nqn, Volume, VolumeId};
 use tonic::{Request, Response, Status};
 
 use crate::metrics::Metrics;
-
-/// Kept back from the caller's time, in milliseconds, so that our answer still reaches it.
-const ANSWER_MARGIN_MS: u64 = 100;
 
 /// The service's ground, shared by all requests.
 #[derive(Clone)]
@@ -41,13 +37,6 @@ pub(crate) struct ControllerService {
 }
 
 impl ControllerService {
-    /// When the caller has to have its answer.
-    fn deadline<T>(&self, request: &Request<T>) -> Instant {
-        let timeout =
-            caller_timeout(request.metadata()).map_or(self.call_timeout, |t| t.min(self.call_timeout));
-        Instant::now() + timeout.saturating_sub(Duration::from_millis(ANSWER_MARGIN_MS))
-    }
-
     fn nqn(&self, volume: &VolumeId) -> Result<Nqn, Status> {
         Nqn::of_volume(&self.nqn_prefix, volume)
             .map_err(|error| Status::failed_precondition(format!("volume {volume}: its NQN {error}")))
@@ -81,7 +70,7 @@ const CAPABILITIES: [rpc::Type; 8] = [
 
 macro_rules! rpc {
     ($service:expr, $operation:literal, $method:ident, $request:expr) => {{
-        let deadline = $service.deadline(&$request);
+        let deadline = crate::deadline::of(&$request, $service.call_timeout);
         let begun = Instant::now();
         let result = $service.$method($request.into_inner(), deadline).await;
         $service.metrics.operation($operation, begun.elapsed(), result.is_ok());

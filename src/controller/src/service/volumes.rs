@@ -40,12 +40,11 @@ impl ControllerService {
         let parse::DeleteVolume { volume: id } = parse::DeleteVolume::parse(&request)?;
         let command = Command::DeleteVolume { volume: id.clone() };
         if let Response::Pending { generation } = self.propose(command, deadline).await? {
-            match self.wait_for_operation(&id, generation, deadline).await? {
-                OperationStatus::VolumeGone => {
-                    tracing::info!(volume = %id, generation = generation.0, "volume deleted");
-                }
-                other => status::of_operation(&id, &other)?,
+            let ended = self.wait_for_operation(&id, generation, deadline).await?;
+            if ended != OperationStatus::VolumeGone {
+                status::of_operation(&id, &ended)?;
             }
+            tracing::info!(volume = %id, generation = generation.0, "volume deleted");
         }
         Ok(v1::DeleteVolumeResponse {})
     }

@@ -12,10 +12,11 @@ impl ControllerService {
     /// Proposes `command`; a refusal is an error.
     pub(super) async fn propose(&self, command: Command, deadline: Instant) -> Result<Response, Status> {
         let response = self.replica.propose(command, deadline).await;
-        match response.map_err(|error| status::no_quorum(&error.to_string()))? {
-            Response::Refused(refusal) => Err(status::of_refusal(&refusal)),
-            other => Ok(other),
+        let response = response.map_err(|error| status::no_quorum(&error.to_string()))?;
+        if let Response::Refused(refusal) = &response {
+            return Err(status::of_refusal(refusal));
         }
+        Ok(response)
     }
 
     /// Reads the state as it is now for everybody.
@@ -54,9 +55,8 @@ impl ControllerService {
         generation: Generation,
         deadline: Instant,
     ) -> Result<OperationStatus, Status> {
-        let ended = |state: &State| match state.operation(volume, generation) {
-            OperationStatus::Running => None,
-            other => Some(other),
+        let ended = |state: &State| {
+            Some(state.operation(volume, generation)).filter(|status| *status != OperationStatus::Running)
         };
         Ok(self.wait_for(deadline, ended).await?.unwrap_or(OperationStatus::Running))
     }
