@@ -27,6 +27,9 @@ const SETTLE_LIMIT_MS: u64 = 5_000;
 const SETTLE_POLL_MS: u64 = 20;
 /// How long a look at all processes may take, in ms.
 const HOLDERS_LIMIT_MS: u64 = 20_000;
+/// How long a device must be held to count as in use, in ms: every `losetup` opens all of them for a moment, and
+/// udev probes new ones.
+const PASSING_HOLDER_MS: u64 = 1_000;
 /// Unit of `/sys/block/*/size`, in bytes.
 const SYSFS_SECTOR_BYTES: u64 = 512;
 /// The major number of file systems without a block device, such as tmpfs: nothing of ours, and never gone.
@@ -173,24 +176,19 @@ impl Fabric for LoopFabric {
         let DeviceId::Number { major, minor } = device.id else {
             return Err(unknown("it has no device number".to_owned()));
         };
-        let (path, proc) = (device.path.clone(), self.proc.clone());
-        let look = spawn_blocking(move || {
-            let processes = open_in_processes(&proc, (major, minor))?;
-            // The others need no refusal: whoever they are, the kernel detaches no loop device that is open.
-            if !processes.unseen.is_empty() {
-                tracing::debug!(unseen = ?processes.unseen, "not all processes can be looked into");
+        let until = Instant::now() + Duration::from_millis(PASSING_HOLDER_MS);
+        loop {
+            let (path, proc) = (device.path.clone(), self.proc.clone());
+            let look = spawn_blocking(move || holders_of(&proc, &path, (major, minor)));
+            let holders = match timeout(Duration::from_millis(HOLDERS_LIMIT_MS), look).await {
+                Err(_) => return Err(unknown("the look took too long".to_owned())),
+                Ok(Err(_)) => return Err(unknown("the look was broken off".to_owned())),
+                Ok(Ok(found)) => found.map_err(|error| unknown(error.to_string()))?,
+            };
+            if holders.is_empty() || Instant::now() >= until {
+                return Ok(holders);
             }
-            let mut holders = processes.holders;
-            if held_by_kernel(&path)? {
-                holders
-                    .push("the kernel (a mount in another namespace, device mapper, md or swap)".to_owned());
-            }
-            io::Result::Ok(holders)
-        });
-        match timeout(Duration::from_millis(HOLDERS_LIMIT_MS), look).await {
-            Err(_) => Err(unknown("the look took too long".to_owned())),
-            Ok(Err(_)) => Err(unknown("the look was broken off".to_owned())),
-            Ok(Ok(found)) => found.map_err(|error| unknown(error.to_string())),
+            sleep(Duration::from_millis(SETTLE_POLL_MS)).await;
         }
     }
 
@@ -222,6 +220,19 @@ impl Fabric for LoopFabric {
     async fn connections(&self) -> Result<usize, FabricError> {
         self.scan().map(|devices| devices.len()).map_err(FabricError::Uncounted)
     }
+}
+
+fn holders_of(proc: &Path, device: &Path, number: (u32, u32)) -> io::Result<Vec<String>> {
+    let processes = open_in_processes(proc, number)?;
+    // The others need no refusal: whoever they are, the kernel detaches no loop device that is open.
+    if !processes.unseen.is_empty() {
+        tracing::debug!(unseen = ?processes.unseen, "not all processes can be looked into");
+    }
+    let mut holders = processes.holders;
+    if held_by_kernel(device)? {
+        holders.push("the kernel (a mount in another namespace, device mapper, md or swap)".to_owned());
+    }
+    Ok(holders)
 }
 
 fn read_if_there(file: &Path) -> io::Result<Option<String>> {
