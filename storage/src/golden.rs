@@ -130,7 +130,13 @@ fn attach(node: &NodeId) -> Command {
 fn register(node: &NodeId) -> Command {
     let boot = BootId::parse("boot-1").unwrap();
     let host_nqn = Nqn::parse("nqn.2014-08.org.nvmexpress:uuid:1").unwrap();
-    Command::RegisterNode { node: node.clone(), boot, host_nqn, max_volumes: 4 }
+    Command::RegisterNode {
+        node: node.clone(),
+        boot: boot.clone(),
+        replaces: Some(boot),
+        host_nqn,
+        max_volumes: 4,
+    }
 }
 
 /// A volume's life up to a migration that is overdue, with every command in it.
@@ -219,8 +225,8 @@ fn commands_and_state_version_1() {
     assert_eq!(
         (hash(&commands).as_str(), hash(&bytes).as_str()),
         (
-            "1cc345f3d542d92e9f0d9b6e734e0401e1e8e13347111cd8d61b2af02ef3f9bf",
-            "9801f408425dc897e615e9bf320295878bcc421862b16e3426bfc062a8c004c3"
+            "e69a06e480ad454f7348d605e8b136b08cbcee50f8bcc6ab200ae24e7070c1c9",
+            "d1632f6e4768a4f28b63ec78da88624f3a726e446ccbee4dc8c0c81144fe62d8"
         )
     );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use proto::csi::v1::ListVolumesRequest;
+use proto::csi::v1::{ListVolumesRequest, ProbeRequest};
 use tests::requests::{MIB, create, eventually, expect_unavailable, insist, within};
 use tests::{Csi, Lab};
 
@@ -68,6 +68,10 @@ async fn two_wiped_replicas_of_three_never_form_a_cluster() -> Result<()> {
         for name in &wiped {
             lab.wipe(name)?;
             lab.start(name)?;
+        }
+        for name in &wiped {
+            let csi = lab.csi(name)?;
+            insist("probe", || csi.probe(ProbeRequest {})).await?;
         }
         // First they are alone: what they do not hear of may still be there.
         expect_no_cluster(lab, &wiped, &before.cluster_id).await?;

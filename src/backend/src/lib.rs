@@ -20,6 +20,8 @@ mod fence;
 mod memory;
 mod routeros;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use state_machine::{AppliancePath, ByteSize, Nqn, VolumeId};
 
@@ -78,6 +80,11 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Whether nodes can connect to this disk, and nobody else writes to it.
+    pub fn is_served(&self) -> bool {
+        self.exported && !self.mounted_by_appliance
+    }
+
     /// What of `spec` this disk is not and can never become; `None` if it is the disk that `spec` describes, perhaps
     /// half done or smaller.
     pub fn conflict_with(&self, spec: &DiskSpec) -> Option<String> {
@@ -125,6 +132,12 @@ pub struct Capacity {
 /// unknown, as after a lost answer, and a later call settles it.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
+    /// Another instance at the same appliance, in which no term has begun.
+    ///
+    /// Each leadership takes one of its own: what an earlier one of this process still has in flight then goes out
+    /// under its own term, whenever it does, and is refused.
+    fn for_another_term(&self) -> Arc<dyn Backend>;
+
     /// A new leader's first act: from here on the appliance refuses changes of lower terms, and this instance makes
     /// its changes under `term`. Beginning the same term again is fine. Fails with [`BackendError::StaleTerm`] if a
     /// later one has begun; until it succeeds this instance changes nothing.
@@ -137,6 +150,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes the disk and its export exist exactly as specified, and finishes one that is half done. Idempotent.
     /// [`BackendError::Conflict`], and no change, if the slot or the file is taken by something else.
     async fn create(&self, spec: &DiskSpec) -> Result<(), BackendError>;
+
+    /// Makes the disk that is there exported as specified, and never makes one: [`BackendError::Conflict`], and no
+    /// change, if it is missing, smaller than `spec.size` or another one. Idempotent.
+    async fn export(&self, spec: &DiskSpec) -> Result<(), BackendError>;
 
     /// Makes the disk have `spec.size`. Idempotent; never shrinks. [`BackendError::Conflict`], and no change, if the
     /// disk is missing, larger or another one.

@@ -102,6 +102,10 @@ impl Memory {
 
 #[async_trait]
 impl Backend for Memory {
+    fn for_another_term(&self) -> Arc<dyn Backend> {
+        Arc::new(self.appliance.connect())
+    }
+
     async fn begin_term(&self, term: u64) -> Result<(), BackendError> {
         self.fence.suspend();
         let first =
@@ -151,6 +155,22 @@ impl Backend for Memory {
             mounted_by_appliance: false,
         };
         contents.disks.insert(spec.volume.clone(), disk);
+        Ok(())
+    }
+
+    async fn export(&self, spec: &DiskSpec) -> Result<(), BackendError> {
+        let mut contents = self.change()?;
+        let Some(disk) = contents.disks.get_mut(&spec.volume) else {
+            return Err(BackendError::conflict(format!("slot {} does not exist", spec.volume)));
+        };
+        if let Some(reason) = disk.conflict_with(spec) {
+            return Err(BackendError::conflict(reason));
+        }
+        if disk.size_bytes < spec.size.bytes() {
+            return Err(BackendError::conflict(format!("slot {} is too small", spec.volume)));
+        }
+        (disk.exported, disk.mounted_by_appliance) = (true, false);
+        (disk.nqn, disk.nvme_port) = (Some(spec.nqn.clone()), Some(spec.nvme_port));
         Ok(())
     }
 

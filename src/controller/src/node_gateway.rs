@@ -51,11 +51,28 @@ impl NodeGateway for Gateway {
         let node = own_node(&request, &message.node_id)?;
         let boot = field("boot_id", BootId::parse(&message.boot_id))?;
         let host_nqn = field("host_nqn", Nqn::parse(&message.host_nqn))?;
+        let replaces = match message.replaces_boot_id.as_str() {
+            "" => None,
+            text => Some(field("replaces_boot_id", BootId::parse(text))?),
+        };
         let max_volumes = message.max_volumes;
-        let command = Command::RegisterNode { node: node.clone(), boot: boot.clone(), host_nqn, max_volumes };
-        self.propose(&request, command).await?.map_err(|refusal| status::of_refusal(&refusal))?;
-        tracing::info!(%node, %boot, max_volumes, "node registered");
-        Ok(Response::new(v1::RegisterReply {}))
+        let command =
+            Command::RegisterNode { node: node.clone(), boot: boot.clone(), replaces, host_nqn, max_volumes };
+        let present = match self.propose(&request, command).await? {
+            Ok(()) => {
+                tracing::info!(%node, %boot, max_volumes, "node registered");
+                boot
+            }
+            Err(Refusal::OtherBoot { present, .. }) => {
+                tracing::info!(%node, %boot, %present, "node did not know the recorded boot; it registers again");
+                present
+            }
+            Err(refusal) => {
+                tracing::warn!(%node, %boot, %refusal, "node not registered");
+                return Err(status::of_refusal(&refusal));
+            }
+        };
+        Ok(Response::new(v1::RegisterReply { present_boot_id: present.to_string() }))
     }
 
     async fn permit_connect(

@@ -1,6 +1,7 @@
 //! A controller's life: start, serve, hand over, stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use backend::{Backend, RouterOs};
 use csi::parse::ClassDefaults;
@@ -23,6 +24,9 @@ use crate::metrics::Metrics;
 use crate::node_gateway::Gateway;
 use crate::operator::OperatorService;
 use crate::service::ControllerService;
+
+/// How long open connections may hold up the end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a controller could not start, or had to end.
 #[derive(Debug, Error)]
@@ -109,7 +113,11 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     // Leadership first, while this replica can still say who leads now.
     replica.shutdown().await;
     stop.cancel();
-    while tasks.join_next().await.is_some() {}
+    let drained =
+        tokio::time::timeout(DRAIN_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("connections are still open; leaving anyway");
+    }
     outcome
 }
 

@@ -14,6 +14,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::VolumeNotFound { .. } | Refusal::NodeNotFound { .. } => Code::NotFound,
         Refusal::VolumeBusy { .. }
         | Refusal::BeingRevoked { .. }
+        | Refusal::OtherBoot { .. }
         | Refusal::PastMoment { .. }
         | Refusal::StaleOperation { .. } => Code::Aborted,
         Refusal::VolumeDiffers { .. } | Refusal::OtherMode { .. } => Code::AlreadyExists,
@@ -22,6 +23,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::NodeFull { .. } => Code::ResourceExhausted,
         Refusal::StillAttached { .. }
         | Refusal::Reaped { .. }
+        | Refusal::OtherMachine { .. }
         | Refusal::AttachedElsewhere { .. }
         | Refusal::NotMigrating { .. }
         | Refusal::TwoNodesAlready { .. }
@@ -54,7 +56,10 @@ pub fn of_operation(volume: &VolumeId, status: &OperationStatus) -> Result<(), S
         OperationStatus::Running => {
             Err(Status::aborted(format!("volume {volume}: the operation still runs; try again")))
         }
-        OperationStatus::Retrying(problem) | OperationStatus::Abandoned(problem) => Err(of_problem(problem)),
+        // Not a final code, whatever the trouble: the operation may still succeed, and whoever asked for it must not
+        // take it for ended.
+        OperationStatus::Retrying(problem) => Err(Status::unavailable(problem.message.clone())),
+        OperationStatus::Abandoned(problem) => Err(of_problem(problem)),
         OperationStatus::Overtaken => Err(Status::aborted(format!(
             "volume {volume}: a later request took the operation's place; try again"
         ))),
@@ -93,7 +98,7 @@ impl From<RequestError> for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use state_machine::{ByteSize, Generation};
+    use state_machine::{BootId, ByteSize, Generation, Nqn};
 
     fn volume() -> VolumeId {
         VolumeId::parse("pvc-1").unwrap()
@@ -138,6 +143,11 @@ mod tests {
                 Code::FailedPrecondition,
             ),
             (Refusal::PastMoment { node: node() }, Code::Aborted),
+            (Refusal::OtherBoot { node: node(), present: BootId::parse("b").unwrap() }, Code::Aborted),
+            (
+                Refusal::OtherMachine { node: node(), host_nqn: Nqn::parse("nqn.x").unwrap() },
+                Code::FailedPrecondition,
+            ),
             (Refusal::NothingToReap { volume: volume(), reason: text() }, Code::FailedPrecondition),
             (Refusal::StaleOperation { volume: volume(), generation }, Code::Aborted),
             (Refusal::VersionTooLow { needed: 2, current: 1 }, Code::FailedPrecondition),
@@ -160,7 +170,9 @@ mod tests {
         ];
         for (kind, code) in rows {
             let problem = Problem { kind, message: "the pool is full".to_owned() };
-            for status in [OperationStatus::Retrying(problem.clone()), OperationStatus::Abandoned(problem)] {
+            let retrying = OperationStatus::Retrying(problem.clone());
+            for (status, code) in [(retrying, Code::Unavailable), (OperationStatus::Abandoned(problem), code)]
+            {
                 let status = of_operation(&volume(), &status).unwrap_err();
                 assert_eq!((status.code(), status.message()), (code, "the pool is full"));
             }

@@ -159,6 +159,8 @@ pub enum Command {
         node: NodeId,
         /// Its boot; another one than before proves old connections gone.
         boot: BootId,
+        /// The boot that it knows to be recorded, if any: only that one may be replaced.
+        replaces: Option<BootId>,
         /// Its host NQN.
         host_nqn: Nqn,
         /// How many volumes it can take; 0 is no limit.

@@ -52,7 +52,8 @@ impl State {
         for (node, attachment) in attachments {
             require(attachment.generation <= self.last_generation, "an attachment from the future");
             require(self.nodes.contains_key(node), "attached to an unknown node");
-            require(!volume.reaped.contains(node), "attached to a reaped node");
+            let leaving = attachment.phase == AttachmentPhase::Revoking;
+            require(leaving || !volume.reaped.contains(node), "attached to a reaped node");
         }
         if let Some(migration) = &volume.migration {
             let sides = [&migration.source, &migration.target];

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ids::{ByteSize, NodeId, VolumeId};
+use crate::ids::{BootId, ByteSize, NodeId, Nqn, VolumeId};
 use crate::volume::Generation;
 
 /// The answer to an [`crate::Entry`]; a refusal is an answer like any other.
@@ -185,6 +185,25 @@ pub enum Refusal {
     PastMoment {
         /// The node.
         node: NodeId,
+    },
+    /// Another boot of the node is recorded than the one that the registration replaces.
+    #[error("node {node} is registered with boot {present}; only who knows that may replace it")]
+    OtherBoot {
+        /// The node.
+        node: NodeId,
+        /// The recorded boot.
+        present: BootId,
+    },
+    /// Another machine has the node's name, while the first one may still be connected.
+    #[error(
+        "node {node} is registered as {host_nqn}, which may still be connected to volumes; \
+         another machine cannot take its name until they are proven off"
+    )]
+    OtherMachine {
+        /// The node.
+        node: NodeId,
+        /// The first machine's host NQN.
+        host_nqn: Nqn,
     },
     /// The migration is not overdue, or not there, or the decision does not fit it.
     #[error("volume {volume}: nothing to reap: {reason}")]

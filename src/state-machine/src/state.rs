@@ -10,16 +10,12 @@ use crate::volume::{Generation, LedgerTime, Problem, Volume, VolumePhase};
 
 /// How many failed operations stay readable for those who wait for them.
 pub const FAILURES_KEPT: usize = 100;
-/// How many earlier boots of a node are remembered, so that a late registration is recognised.
-pub(crate) const PAST_BOOTS_KEPT: usize = 8;
 
 /// A node whose plugin registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its present boot.
     pub boot: BootId,
-    /// Its earlier boots, oldest first, bounded.
-    pub past_boots: VecDeque<BootId>,
     /// Its host NQN.
     pub host_nqn: Nqn,
     /// How many volumes it can take; 0 is no limit.

@@ -75,9 +75,18 @@ impl Ledger {
     }
 
     pub(crate) fn register(&mut self, name: &str, boot: &str, max_volumes: u32) -> Response {
+        self.register_as(name, boot, None, max_volumes)
+    }
+
+    pub(crate) fn reboot(&mut self, name: &str, replaces: &str, boot: &str) -> Response {
+        self.register_as(name, boot, Some(replaces), 0)
+    }
+
+    fn register_as(&mut self, name: &str, boot: &str, replaces: Option<&str>, max_volumes: u32) -> Response {
         self.apply(Command::RegisterNode {
             node: node(name),
             boot: BootId::parse(boot).unwrap(),
+            replaces: replaces.map(|boot| BootId::parse(boot).unwrap()),
             host_nqn: Nqn::parse(&format!("nqn.2014-08.org.nvmexpress:{name}")).unwrap(),
             max_volumes,
         })

@@ -132,7 +132,7 @@ pub struct Volume {
     pub attachments: BTreeMap<NodeId, Attachment>,
     /// Why it is on two nodes, if it is.
     pub migration: Option<Migration>,
-    /// Nodes whose attachment was reaped and that have not been unpublished since.
+    /// Nodes whose attachment was reaped, or is being, and that have not been unpublished since.
     pub reaped: BTreeSet<NodeId>,
     /// When the intent to create it was recorded.
     pub created_at: LedgerTime,

@@ -187,6 +187,7 @@ fn resolve(draft: Draft, state: &State, moment_ns: u64) -> Command {
         Draft::Register { node: n, boot: b, max_volumes } => Command::RegisterNode {
             node: node(n),
             boot: boot(b),
+            replaces: state.nodes().get(&node(n)).map(|node| node.boot.clone()),
             host_nqn: Nqn::parse("nqn.2014-08.org.nvmexpress:uuid:x").unwrap(),
             max_volumes,
         },

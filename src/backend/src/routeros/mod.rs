@@ -62,10 +62,10 @@ pub(crate) enum Dialect {
 /// A RouterOS appliance.
 pub struct RouterOs {
     settings: Arc<Settings>,
-    session: Session,
+    session: Arc<Session>,
     fence: FenceIssuer,
     /// Held while a change is under way.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
 }
 
 /// What looking says about a change.
@@ -79,8 +79,8 @@ impl RouterOs {
     /// Checks the config and reads the key files; opens nothing.
     pub fn new(config: RouterOsConfig) -> Result<Self, ConfigErrors> {
         let settings = Arc::new(Settings::check(config)?);
-        let session = Session::new(settings.clone());
-        Ok(Self { settings, session, fence: FenceIssuer::default(), changing: Mutex::default() })
+        let session = Arc::new(Session::new(settings.clone()));
+        Ok(Self { settings, session, fence: FenceIssuer::default(), changing: Arc::default() })
     }
 
     /// Asks until an answer is parsed, or says why not.
@@ -190,6 +190,15 @@ fn not_understood(error: ParseError) -> BackendError {
 
 #[async_trait]
 impl Backend for RouterOs {
+    fn for_another_term(&self) -> Arc<dyn Backend> {
+        Arc::new(Self {
+            settings: self.settings.clone(),
+            session: self.session.clone(),
+            fence: FenceIssuer::default(),
+            changing: self.changing.clone(),
+        })
+    }
+
     async fn begin_term(&self, term: u64) -> Result<(), BackendError> {
         self.fence.suspend();
         let first =
@@ -244,11 +253,30 @@ impl Backend for RouterOs {
                     "slot {} has {} bytes, not {}",
                     spec.volume, disk.size_bytes, spec.size
                 )),
-                None if !disk.exported || disk.mounted_by_appliance => Verdict::NotYet,
-                None => Verdict::Done,
+                None if disk.is_served() => Verdict::Done,
+                None => Verdict::NotYet,
             },
         };
         let script = |number| script::create(&self.settings.fence, number, spec);
+        self.change(&spec.volume, &spec.directory, script, judge).await
+    }
+
+    async fn export(&self, spec: &DiskSpec) -> Result<(), BackendError> {
+        let judge = |presence: &Presence| match presence {
+            Presence::Absent | Presence::FileOnly => {
+                Verdict::Conflict(format!("slot {} does not exist", spec.volume))
+            }
+            Presence::Disk(disk) => match disk.conflict_with(spec) {
+                Some(reason) => Verdict::Conflict(reason),
+                None if disk.size_bytes < spec.size.bytes() => Verdict::Conflict(format!(
+                    "slot {} has {} bytes, fewer than {}",
+                    spec.volume, disk.size_bytes, spec.size
+                )),
+                None if disk.is_served() => Verdict::Done,
+                None => Verdict::NotYet,
+            },
+        };
+        let script = |number| script::export(&self.settings.fence, number, spec);
         self.change(&spec.volume, &spec.directory, script, judge).await
     }
 

@@ -105,12 +105,9 @@ pub(super) fn begin_term(fence: &FenceName, first: FenceNumber) -> String {
 
 /// Adds the disk if slot and file are free, and exports it if it is not exported yet.
 pub(super) fn create(fence: &FenceName, number: FenceNumber, spec: &DiskSpec) -> String {
-    let DiskSpec { volume, directory, size, nqn, nvme_port } = spec;
+    let DiskSpec { volume, directory, size, .. } = spec;
     let path = spec.file_path();
     let name = file_name(directory, volume);
-    let export =
-        format!("nvme-tcp-export=yes nvme-tcp-server-port={nvme_port} nvme-tcp-server-nqn=\"{nqn}\"");
-    let ours = matching(volume, &path);
     fenced(
         fence,
         number,
@@ -118,11 +115,28 @@ pub(super) fn create(fence: &FenceName, number: FenceNumber, spec: &DiskSpec) ->
             ":if ([:len [/disk find where slot=\"{volume}\"]] = 0) do={{ \
              :if ([:len [/file find where name=\"{name}\"]] > 0) do={{ :error \"file exists without its disk\" }}; \
              /disk add type=file file-path=\"{path}\" file-size={size} slot=\"{volume}\" mount-filesystem=no \
-             compress=no {export} }}; {set_mount}; {set_export}",
-            set_mount = set(&format!("{ours} and mount-filesystem=yes"), "mount-filesystem=no"),
-            set_export = set(&format!("{ours} and nvme-tcp-export=no"), &export),
+             compress=no {export} }}; {serve}",
+            export = export_properties(spec),
+            serve = serve(spec),
         ),
     )
+}
+
+/// Exports the disk if slot and file are the volume's; adds nothing.
+pub(super) fn export(fence: &FenceName, number: FenceNumber, spec: &DiskSpec) -> String {
+    fenced(fence, number, &serve(spec))
+}
+
+/// Takes the disk from the appliance's own hands and exports it, where that is not so already.
+fn serve(spec: &DiskSpec) -> String {
+    let ours = matching(&spec.volume, &spec.file_path());
+    let set_mount = set(&format!("{ours} and mount-filesystem=yes"), "mount-filesystem=no");
+    let set_export = set(&format!("{ours} and nvme-tcp-export=no"), &export_properties(spec));
+    format!("{set_mount}; {set_export}")
+}
+
+fn export_properties(DiskSpec { nqn, nvme_port, .. }: &DiskSpec) -> String {
+    format!("nvme-tcp-export=yes nvme-tcp-server-port={nvme_port} nvme-tcp-server-nqn=\"{nqn}\"")
 }
 
 /// Sets the size of the disk if slot and file are the volume's.
@@ -224,6 +238,7 @@ mod tests {
         let spec = spec();
         for script in [
             create(&fence, number, &spec),
+            export(&fence, number, &spec),
             resize(&fence, number, &spec),
             remove(&fence, number, &spec.volume, &spec.directory),
         ] {
@@ -234,6 +249,12 @@ mod tests {
             let act = act.iter().filter_map(|text| script.find(text)).min().unwrap();
             assert!(compare < store && store < act, "{script}");
         }
+    }
+
+    #[test]
+    fn an_export_adds_and_removes_nothing() {
+        let script = export(&FenceName::parse("f").unwrap(), FenceNumber::from_raw(5), &spec());
+        assert!(!script.contains("/disk add") && !script.contains("remove"), "{script}");
     }
 
     #[test]

@@ -94,7 +94,8 @@ macro_rules! conformance {
     ($($kind:ident: $fixture:expr;)*) => {
         $(conformance!(@kind $kind, $fixture,
             makes_a_disk_exactly, sizes_are_exact, create_twice_is_once, finishes_a_disk_without_its_export,
-            takes_a_disk_from_the_appliances_hands, never_touches_what_differs, never_takes_over_a_file,
+            takes_a_disk_from_the_appliances_hands, exports_what_is_there_and_never_makes_it,
+            an_earlier_terms_instance_changes_nothing, never_touches_what_differs, never_takes_over_a_file,
             grows_and_never_shrinks, removes_disk_and_file, removes_a_file_that_was_left,
             never_removes_another_file, full_is_full, lists_ours_and_foreign, knows_its_capacity,
             changes_nothing_before_a_term, refuses_a_deposed_leader, a_term_begins_twice,

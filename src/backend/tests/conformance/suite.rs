@@ -63,6 +63,44 @@ pub(super) async fn takes_a_disk_from_the_appliances_hands(fixture: &impl Fixtur
     assert_eq!(leader.list().await.unwrap(), [disk_of(&spec)]);
 }
 
+pub(super) async fn exports_what_is_there_and_never_makes_it(fixture: &impl Fixture) {
+    let leader = leader(fixture, 1).await;
+    let (missing, file_only) = (spec("pvc-1", GIB), spec("pvc-2", GIB));
+    let (unexported, larger, smaller) = (spec("pvc-3", GIB), spec("pvc-4", GIB), spec("pvc-5", 2 * GIB));
+    fixture.plant_file(&file_only.file_path(), GIB);
+    fixture.plant(Disk { exported: false, nqn: None, nvme_port: None, ..disk_of(&unexported) });
+    fixture.plant(Disk { size_bytes: 2 * GIB, mounted_by_appliance: true, ..disk_of(&larger) });
+    fixture.plant(Disk { size_bytes: GIB, exported: false, ..disk_of(&smaller) });
+    for refused in [&missing, &file_only, &smaller] {
+        assert_conflict(leader.export(refused).await);
+    }
+    leader.export(&unexported).await.unwrap();
+    leader.export(&larger).await.unwrap();
+    leader.export(&larger).await.unwrap();
+    let larger = Disk { size_bytes: 2 * GIB, ..disk_of(&larger) };
+    let untouched = Disk { size_bytes: GIB, exported: false, ..disk_of(&smaller) };
+    let disks = leader.list().await.unwrap();
+    assert_eq!(disks[..2], [disk_of(&unexported), larger]);
+    assert_eq!((disks[2].size_bytes, disks[2].exported), (untouched.size_bytes, false));
+    assert_eq!(disks.len(), 3);
+}
+
+/// A process that leads in terms 1 and 3 while another led in 2: what is left of its first term is refused, although
+/// the process has a term that is high enough.
+pub(super) async fn an_earlier_terms_instance_changes_nothing(fixture: &impl Fixture) {
+    let (first, other) = (leader(fixture, 1).await, leader(fixture, 2).await);
+    let third = first.for_another_term();
+    third.begin_term(3).await.unwrap();
+    let spec = spec("pvc-1", GIB);
+    third.create(&spec).await.unwrap();
+    for late in
+        [first.remove(&spec.volume, &directory()).await, other.remove(&spec.volume, &directory()).await]
+    {
+        assert!(matches!(late, Err(BackendError::StaleTerm { highest: 3 })), "{late:?}");
+    }
+    assert_eq!(third.list().await.unwrap(), [disk_of(&spec)]);
+}
+
 pub(super) async fn never_touches_what_differs(fixture: &impl Fixture) {
     let leader = leader(fixture, 1).await;
     let wanted = |index: usize| spec(&format!("pvc-{index}"), GIB);

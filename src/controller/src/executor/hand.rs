@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backend::{Backend, BackendError, DiskSpec, Presence};
+use backend::{Backend, BackendError, Disk, DiskSpec, Presence};
 use state_machine::{ByteSize, Nqn, Step, StepKind};
 
 use super::{Action, Outcome};
@@ -15,6 +15,11 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
+    /// A hand for another term; what this one still does goes on under its own.
+    pub(crate) fn for_another_term(&self) -> Self {
+        Self { backend: self.backend.for_another_term(), nqn_prefix: self.nqn_prefix.clone() }
+    }
+
     /// Makes the appliance refuse what earlier terms send from now on.
     pub(crate) async fn begin_term(&self, term: u64) -> Result<(), BackendError> {
         self.backend.begin_term(term).await
@@ -45,7 +50,11 @@ impl Hand {
         }
     }
 
+    /// The slot was seen free after the intent was recorded, so a file without its disk is left of our own attempts.
     async fn create(&self, step: &Step) -> Result<(), BackendError> {
+        if self.backend.look(&step.volume, &step.parameters.volume_path).await? == Presence::FileOnly {
+            self.remove(step).await?;
+        }
         self.backend.create(&self.disk(step, step.size)?).await
     }
 
@@ -60,16 +69,12 @@ impl Hand {
     /// Finishes an export that is half done, but never makes a disk that is missing: it would be an empty one.
     async fn confirm_export(&self, step: &Step) -> Result<(), BackendError> {
         let spec = self.disk(step, step.size)?;
+        let is_served = |disk: &Disk| {
+            disk.conflict_with(&spec).is_none() && disk.size_bytes >= spec.size.bytes() && disk.is_served()
+        };
         match self.backend.look(&step.volume, &step.parameters.volume_path).await? {
-            Presence::Disk(disk) => match disk.conflict_with(&spec) {
-                Some(reason) => Err(BackendError::Conflict { reason }),
-                None if disk.exported => Ok(()),
-                None => self.backend.create(&spec).await,
-            },
-            Presence::Absent | Presence::FileOnly => {
-                let reason = format!("the ledger has volume {}, the appliance has no such disk", step.volume);
-                Err(BackendError::Conflict { reason })
-            }
+            Presence::Disk(disk) if is_served(&disk) => Ok(()),
+            Presence::Disk(_) | Presence::Absent | Presence::FileOnly => self.backend.export(&spec).await,
         }
     }
 

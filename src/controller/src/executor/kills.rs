@@ -193,3 +193,35 @@ async fn a_leader_killed_while_the_appliance_is_full_leaves_nothing_behind() {
     assert!(kill_at_every_moment(&[create()], GIB / 2).await >= 12);
     assert!(kill_at_every_moment(&[create(), expand()], GIB).await >= 14);
 }
+
+#[tokio::test]
+async fn a_file_that_an_earlier_attempt_left_does_not_keep_the_volume_from_being_created() {
+    let mut world = World::new(10 * GIB, 0);
+    let Response::Pending { generation } = world.commit(create()) else { panic!("no intent") };
+    world.commit(Command::SlotWasFree { volume: id(), generation });
+    world.appliance.plant_file(&format!("/pool/csi/{}.img", id()));
+    world.settle().await;
+    world.expect_agreement().await;
+    assert_eq!(world.ledger.volumes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_went_missing_is_reported_and_never_made_anew() {
+    let mut world = World::new(10 * GIB, 0);
+    world.commit(create());
+    world.settle().await;
+    world.perform(&world.hand.clone(), Effect::BeginTerm { term: 1 }).await;
+    let (hand, volume) = (world.hand.clone(), world.ledger.volumes()[&id()].clone());
+    hand.backend.remove(&id(), &volume.parameters.volume_path).await.unwrap();
+    let confirm = Step {
+        volume: id(),
+        generation: volume.generation,
+        parameters: volume.parameters,
+        size: volume.size,
+        problem: None,
+        kind: StepKind::ConfirmExport { node: state_machine::NodeId::parse("a").unwrap() },
+    };
+    let outcome = hand.act(&confirm, &Action::Step).await;
+    assert!(matches!(outcome, Outcome::Failed(BackendError::Conflict { .. })), "{outcome:?}");
+    assert_eq!(world.disks().await, []);
+}

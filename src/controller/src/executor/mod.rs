@@ -20,6 +20,8 @@ pub(crate) use shell::Shell;
 const FIRST_RETRY_MS: u64 = 500;
 /// The longest wait between attempts, in milliseconds.
 const LONGEST_RETRY_MS: u64 = 30_000;
+/// So many failures lead to the longest wait.
+const FAILURES_TO_LONGEST: u32 = 6;
 /// The longest text of a problem that goes into the ledger, in bytes.
 const MAX_PROBLEM_BYTES: usize = 500;
 
@@ -102,14 +104,23 @@ enum Work {
     },
 }
 
+/// What keeps the term from the appliance. While it does, every step's trouble is this one.
+#[derive(Debug)]
+struct Obstacle {
+    problem: Problem,
+    failures: u32,
+    /// `None` while another try runs.
+    retry_at_ms: Option<u64>,
+}
+
 /// The executor's state.
 #[derive(Debug, Default)]
 pub(crate) struct Executor {
     term: Option<u64>,
     /// The appliance knows our term.
     begun: bool,
-    /// When to try again to write the term, after so many failures.
-    begin_again: Option<(u64, u32)>,
+    /// Why it does not, if it was tried.
+    obstacle: Option<Obstacle>,
     work: BTreeMap<Key, Work>,
 }
 
@@ -151,19 +162,24 @@ impl Executor {
             Work::Waiting { until_ms, .. } => Some(*until_ms),
             Work::Performing { .. } | Work::Reporting { .. } => None,
         });
-        waits.chain(self.begin_again.map(|(until_ms, _)| until_ms)).min()
+        waits.chain(self.obstacle.as_ref().and_then(|obstacle| obstacle.retry_at_ms)).min()
     }
 
     fn term_begun(&mut self, now_ms: u64, result: Result<(), BackendError>) -> Vec<Effect> {
-        let failures = self.begin_again.map_or(0, |(_, failures)| failures);
         match result {
-            Ok(()) => {
-                self.begun = true;
-                self.begin_again = None;
+            Ok(()) => (self.begun, self.obstacle) = (true, None),
+            Err(error) => {
+                let failures = match (&error, &self.obstacle) {
+                    // Somebody leads in a later term: raft will tell soon. If it does not, the fence on the appliance
+                    // is higher than it should be, which does not mend itself.
+                    (BackendError::StaleTerm { .. }, _) => FAILURES_TO_LONGEST,
+                    (_, Some(obstacle)) => obstacle.failures,
+                    (_, None) => 0,
+                };
+                let retry_at_ms = Some(now_ms + retry_ms(failures));
+                self.obstacle =
+                    Some(Obstacle { problem: problem_of(&error), failures: failures + 1, retry_at_ms });
             }
-            // Somebody leads in a later term: raft will tell, and until then nothing is done.
-            Err(BackendError::StaleTerm { .. }) => self.begin_again = None,
-            Err(_) => self.begin_again = Some((now_ms + retry_ms(failures), failures + 1)),
         }
         Vec::new()
     }
@@ -173,13 +189,7 @@ impl Executor {
         let planned: BTreeSet<Key> = steps.iter().map(key_of).collect();
         self.work.retain(|key, work| work.is_busy() || planned.contains(key));
         if !self.begun {
-            let Some((until_ms, failures)) = self.begin_again else { return Vec::new() };
-            // Somebody who asked anew does not wait for the back-off.
-            if now_ms < until_ms && !steps.iter().any(|step| step.problem.is_none()) {
-                return Vec::new();
-            }
-            self.begin_again = Some((u64::MAX, failures));
-            return if until_ms == u64::MAX { Vec::new() } else { vec![Effect::BeginTerm { term }] };
+            return self.without_term(now_ms, term, steps);
         }
         let mut effects = Vec::new();
         for step in steps {
@@ -201,6 +211,25 @@ impl Executor {
         effects
     }
 
+    /// Nothing is done before the appliance knows the term; whoever waits is told why.
+    fn without_term(&mut self, now_ms: u64, term: u64, steps: Vec<Step>) -> Vec<Effect> {
+        let Some(obstacle) = &mut self.obstacle else { return Vec::new() };
+        let mut effects = Vec::new();
+        if obstacle.retry_at_ms.is_some_and(|retry_at_ms| now_ms >= retry_at_ms) {
+            obstacle.retry_at_ms = None;
+            effects.push(Effect::BeginTerm { term });
+        }
+        let problem = obstacle.problem.clone();
+        for step in steps.iter().filter(|step| step.problem.is_none()) {
+            if !self.is_busy(&step.volume) {
+                let key = key_of(step);
+                self.work.insert(key.clone(), Work::Reporting { failures: Some(0) });
+                effects.push(Effect::Propose { term, key, command: trouble(step, problem.clone()) });
+            }
+        }
+        effects
+    }
+
     /// Whether something runs for the volume: one operation a volume at a time.
     fn is_busy(&self, volume: &VolumeId) -> bool {
         let first = (volume.clone(), Generation(0));
@@ -210,10 +239,11 @@ impl Executor {
 
     fn performed(&mut self, term: u64, key: Key, outcome: Outcome) -> Option<Effect> {
         let Some(Work::Performing { step, action, failures }) = self.work.remove(&key) else { return None };
-        if matches!(outcome, Outcome::Failed(BackendError::StaleTerm { .. })) {
-            // Another leader took over on the appliance. Do nothing more in this term.
+        if let Outcome::Failed(error @ BackendError::StaleTerm { .. }) = &outcome {
+            let problem = problem_of(error);
+            // Another leader took over on the appliance: nothing more is done until the term is accepted again.
             self.begun = false;
-            self.begin_again = None;
+            self.obstacle = Some(Obstacle { problem, failures: 0, retry_at_ms: Some(0) });
             return None;
         }
         match verdict(&step, &action, outcome) {

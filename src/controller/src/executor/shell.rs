@@ -26,7 +26,7 @@ pub(crate) struct Shell {
 
 impl Shell {
     /// Runs until `shutdown`. Does nothing while another replica leads.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let (sender, mut events) = mpsc::channel(EVENTS_QUEUED);
         let mut leadership = self.replica.watch_leadership();
         let mut applied = self.replica.watch_applied();
@@ -40,7 +40,10 @@ impl Shell {
                 changed = leadership.changed() => {
                     if changed.is_err() { return }
                     match *leadership.borrow_and_update() {
-                        Some(leadership) => Event::Leading { term: leadership.term },
+                        Some(leadership) => {
+                            self.hand = self.hand.for_another_term();
+                            Event::Leading { term: leadership.term }
+                        }
                         None => Event::Deposed,
                     }
                 }

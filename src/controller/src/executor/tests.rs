@@ -95,30 +95,60 @@ fn every_step_reports_its_success() {
     }
 }
 
+fn term_begun(executor: &mut Executor, now_ms: u64, result: Result<(), BackendError>) {
+    executor.step(Event::TermBegun { now_ms, term: TERM, result });
+}
+
+fn down() -> BackendError {
+    BackendError::Unavailable { reason: "down".to_owned() }
+}
+
 #[test]
-fn nothing_is_done_before_the_term_is_on_the_appliance() {
+fn nothing_is_done_before_the_term_is_on_the_appliance_and_callers_are_told_why() {
     let (mut executor, step) = (Executor::default(), step(StepKind::Delete, 3));
     assert_eq!(planned(&mut executor, 0, &step), [], "not leading");
     executor.step(Event::Leading { term: TERM });
     assert_eq!(planned(&mut executor, 0, &step), [], "term not written yet");
-    let down = Err(BackendError::Unavailable { reason: "down".to_owned() });
-    executor.step(Event::TermBegun { now_ms: 0, term: TERM, result: down });
-    assert_eq!(executor.wake_at_ms(), Some(FIRST_RETRY_MS));
-    let waiting = with_problem(&step);
-    assert_eq!(planned(&mut executor, FIRST_RETRY_MS - 1, &waiting), []);
-    assert_eq!(planned(&mut executor, FIRST_RETRY_MS, &waiting), [Effect::BeginTerm { term: TERM }]);
-    assert_eq!(planned(&mut executor, FIRST_RETRY_MS, &waiting), [], "one attempt at a time");
-    executor.step(Event::TermBegun { now_ms: 600, term: TERM, result: Ok(()) });
-    assert_eq!(planned(&mut executor, 600, &step).len(), 1);
+    term_begun(&mut executor, 0, Err(down()));
+    let told = planned(&mut executor, 0, &step);
+    assert!(
+        matches!(&told[..], [Effect::Propose { command: Command::OperationFailed { .. }, .. }]),
+        "{told:?}"
+    );
+    assert_eq!(planned(&mut executor, 0, &step), [], "told once");
+    proposed(&mut executor, 0);
+    let mut now_ms = 0;
+    for wait_ms in [500, 1000, 2000, 4000] {
+        let waiting = with_problem(&step);
+        assert_eq!(planned(&mut executor, now_ms + wait_ms - 1, &waiting), []);
+        now_ms += wait_ms;
+        assert_eq!(planned(&mut executor, now_ms, &waiting), [Effect::BeginTerm { term: TERM }]);
+        assert_eq!(planned(&mut executor, now_ms, &waiting), [], "one attempt at a time");
+        term_begun(&mut executor, now_ms, Err(down()));
+    }
+    assert_eq!(planned(&mut executor, now_ms, &step).len(), 1, "somebody asked again, and is told at once");
+    proposed(&mut executor, now_ms);
+    term_begun(&mut executor, now_ms, Ok(()));
+    let effects = planned(&mut executor, now_ms + LONGEST_RETRY_MS, &with_problem(&step));
+    assert!(matches!(&effects[..], [Effect::Perform { .. }]), "{effects:?}");
 }
 
 #[test]
-fn an_executor_that_is_overtaken_on_the_appliance_does_nothing_more() {
+fn an_executor_that_is_overtaken_on_the_appliance_does_nothing_more_and_says_so() {
     let (mut executor, step) = (leading(), step(StepKind::Delete, 3));
+    let stale = || BackendError::StaleTerm { highest: TERM + 1 };
     planned(&mut executor, 0, &step);
-    let stale = Outcome::Failed(BackendError::StaleTerm { highest: TERM + 1 });
-    assert_eq!(performed(&mut executor, stale), []);
-    assert_eq!(planned(&mut executor, 60_000, &step), []);
+    assert_eq!(performed(&mut executor, Outcome::Failed(stale())), []);
+    let effects = planned(&mut executor, 10, &step);
+    assert!(matches!(
+        &effects[..],
+        [Effect::BeginTerm { .. }, Effect::Propose { command: Command::OperationFailed { .. }, .. }]
+    ));
+    proposed(&mut executor, 10);
+    term_begun(&mut executor, 10, Err(stale()));
+    assert_eq!(planned(&mut executor, 10 + LONGEST_RETRY_MS - 1, &with_problem(&step)), [], "no hurry");
+    let effects = planned(&mut executor, 10 + LONGEST_RETRY_MS, &with_problem(&step));
+    assert_eq!(effects, [Effect::BeginTerm { term: TERM }]);
 }
 
 #[test]

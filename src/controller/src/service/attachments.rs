@@ -96,7 +96,8 @@ impl ControllerService {
         self.metrics.detach(begun.elapsed(), result.is_ok());
         let (volume, node) = (&wanted.volume, wanted.node.as_ref().map_or("all nodes", NodeId::as_str));
         match &result {
-            Ok(()) => tracing::info!(%volume, node, "detached"),
+            Ok(()) if self.require_detach_proof => tracing::info!(%volume, node, "detached"),
+            Ok(()) => tracing::warn!(%volume, node, "detached, unproven: requireDetachProof is off"),
             Err(status) => {
                 tracing::info!(%volume, node, code = ?status.code(), reason = status.message(), "not detached");
             }

@@ -65,6 +65,9 @@ impl ControllerService {
             status::of_operation(&id, &self.wait_for_operation(&id, generation, deadline).await?)?;
         }
         let volume = self.existing(&id, deadline).await?;
+        if volume.size < wanted.size.required {
+            return Err(Status::aborted(format!("volume {id} was not expanded; try again")));
+        }
         tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), "volume expanded");
         Ok(v1::ControllerExpandVolumeResponse {
             capacity_bytes: i64::try_from(volume.size.bytes()).unwrap_or(i64::MAX),

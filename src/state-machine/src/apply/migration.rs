@@ -4,7 +4,7 @@ use crate::ids::VolumeId;
 use crate::migration::{MigrationId, MigrationPhase, ReapDecision};
 use crate::response::{Refusal, Response};
 use crate::state::State;
-use crate::volume::AttachmentPhase;
+use crate::volume::{Attachment, AttachmentPhase};
 
 impl State {
     pub(super) fn become_overdue(&mut self, id: &VolumeId) {
@@ -36,10 +36,15 @@ impl State {
         if stale != running.source && stale != running.target {
             return Err(nothing("the node is no side of the migration"));
         }
+        let leaving = |a: &Attachment| a.phase == AttachmentPhase::Revoking;
+        if volume.attachments.iter().any(|(node, attachment)| *node != stale && leaving(attachment)) {
+            return Err(nothing("the other side is leaving already, and the last one is never taken"));
+        }
         let Some(attachment) = volume.attachments.get_mut(&stale) else {
             return Err(nothing("the node does not have the volume"));
         };
         attachment.phase = AttachmentPhase::Revoking;
+        volume.reaped.insert(stale.clone());
         running.phase = MigrationPhase::Reaping(decision);
         if self.free_if_proven_off(id, &stale) {
             return Ok(Response::Done);
@@ -121,6 +126,27 @@ mod tests {
         assert_eq!((ended.decided_by.as_str(), ended.evidence.as_str()), ("a test", "it says so"));
         assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
         ledger.grant("c", BLOCK_RWX);
+    }
+
+    #[test]
+    fn a_reap_never_takes_the_last_attachment() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        ledger.unpublish("a");
+        assert!(reap(&mut ledger, 1, "b").refusal().to_string().contains("never taken"));
+        assert!(matches!(reap(&mut ledger, 1, "a"), Response::Revoking { .. }), "the one that leaves may go");
+    }
+
+    #[test]
+    fn an_unpublish_in_the_middle_of_a_reap_clears_the_mark() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        reap(&mut ledger, 1, "b");
+        ledger.unpublish("b");
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("b", moment);
+        assert_eq!(ledger.state.ended_migrations()[0].outcome, MigrationOutcome::Timeout);
+        ledger.grant("b", BLOCK_RWX);
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl State {
             Command::Unpublish { volume, node, require_proof } => {
                 self.unpublish(&volume, node.as_ref(), require_proof)
             }
-            Command::RegisterNode { node, boot, host_nqn, max_volumes } => {
-                self.register_node(node, boot, host_nqn, max_volumes)
+            Command::RegisterNode { node, boot, replaces, host_nqn, max_volumes } => {
+                self.register_node(node, boot, replaces, host_nqn, max_volumes)
             }
             Command::PermitConnect { volume, node, generation, moment } => {
                 self.permit_connect(&volume, &node, generation, moment)

@@ -2,7 +2,7 @@
 
 use crate::ids::{BootId, NodeId, Nqn, VolumeId};
 use crate::response::{Refusal, Response};
-use crate::state::{Node, PAST_BOOTS_KEPT, State};
+use crate::state::{Node, State};
 use crate::volume::{AttachmentPhase, Connection, Generation, NodeMoment};
 
 use super::publish::gone;
@@ -12,30 +12,34 @@ impl State {
         &mut self,
         id: NodeId,
         boot: BootId,
+        replaces: Option<BootId>,
         host_nqn: Nqn,
         max_volumes: u32,
     ) -> Result<Response, Refusal> {
         let registered_at = self.clock;
+        let may_be_connected = self.may_be_connected(&id);
         let Some(node) = self.nodes.get_mut(&id) else {
-            let past_boots = Default::default();
-            self.nodes.insert(id, Node { boot, past_boots, host_nqn, max_volumes, registered_at });
+            self.nodes.insert(id, Node { boot, host_nqn, max_volumes, registered_at });
             return Ok(Response::Done);
         };
-        if node.past_boots.contains(&boot) {
-            return Err(Refusal::PastMoment { node: id });
-        }
         let rebooted = node.boot != boot;
-        if rebooted {
-            node.past_boots.push_back(std::mem::replace(&mut node.boot, boot));
-            if node.past_boots.len() > PAST_BOOTS_KEPT {
-                node.past_boots.pop_front();
-            }
+        if rebooted && replaces.as_ref() != Some(&node.boot) {
+            return Err(Refusal::OtherBoot { node: id, present: node.boot.clone() });
         }
-        (node.host_nqn, node.max_volumes, node.registered_at) = (host_nqn, max_volumes, registered_at);
+        if node.host_nqn != host_nqn && may_be_connected {
+            // A boot of another machine says nothing of this one's connections.
+            return Err(Refusal::OtherMachine { node: id, host_nqn: node.host_nqn.clone() });
+        }
+        *node = Node { boot, host_nqn, max_volumes, registered_at };
         if rebooted {
             self.connections_died(&id);
         }
         Ok(Response::Done)
+    }
+
+    fn may_be_connected(&self, node: &NodeId) -> bool {
+        let mut attachments = self.volumes.values().filter_map(|volume| volume.attachments.get(node));
+        attachments.any(|attachment| attachment.connection == Connection::Permitted)
     }
 
     /// A node rebooted: none of its connections is there any more.
@@ -161,21 +165,49 @@ mod tests {
         ledger.unpublish("a");
         ledger.register("a", "boot-1", 0);
         assert_eq!(ledger.holders(), ["a"], "a restart of the plugin alone proves nothing");
-        ledger.register("a", "boot-2", 0);
+        assert_eq!(ledger.reboot("a", "boot-1", "boot-2"), Response::Done);
         assert!(ledger.holders().is_empty());
     }
 
     #[test]
-    fn an_earlier_boot_has_no_word_any_more() {
+    fn a_registration_that_arrives_late_changes_nothing() {
         let mut ledger = Ledger::with_volume();
-        ledger.register("a", "boot-2", 0);
+        assert!(matches!(ledger.register("a", "boot-2", 0).refusal(), Refusal::OtherBoot { .. }));
+        ledger.reboot("a", "boot-1", "boot-2");
         let generation = ledger.grant("a", EXT4_RWO);
         let moment = ledger.moment("boot-2");
         ledger.permit("a", generation, moment);
+        // Boot 1.5 was on its way while the node rebooted once more; boot 1 asks again.
+        for (replaces, boot) in [("boot-1", "boot-1.5"), ("boot-1", "boot-1"), ("boot-0", "boot-1")] {
+            let late = ledger.reboot("a", replaces, boot).refusal();
+            assert_eq!(
+                late,
+                Refusal::OtherBoot { node: node("a"), present: BootId::parse("boot-2").unwrap() }
+            );
+        }
+        assert_eq!(connection(&ledger, "a"), Connection::Permitted);
         let past = ledger.moment("boot-1");
         assert!(matches!(ledger.report_off("a", past).refusal(), Refusal::PastMoment { .. }));
-        assert!(matches!(ledger.register("a", "boot-1", 0).refusal(), Refusal::PastMoment { .. }));
+        assert_eq!(connection(&ledger, "a"), Connection::Permitted, "an earlier boot has no word any more");
+    }
+
+    #[test]
+    fn another_machine_under_the_same_name_proves_nothing() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", EXT4_RWO);
+        let other = |replaces| crate::command::Command::RegisterNode {
+            node: node("a"),
+            boot: BootId::parse("boot-2").unwrap(),
+            replaces,
+            host_nqn: Nqn::parse("nqn.2014-08.org.nvmexpress:another").unwrap(),
+            max_volumes: 0,
+        };
+        let replaces = BootId::parse("boot-1").ok();
+        assert!(matches!(ledger.apply(other(replaces.clone())).refusal(), Refusal::OtherMachine { .. }));
         assert_eq!(connection(&ledger, "a"), Connection::Permitted);
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        assert_eq!(ledger.apply(other(replaces)), Response::Done, "once the first one is off");
     }
 
     #[test]

@@ -63,7 +63,6 @@ impl State {
         self.deadlines.remove(&(migration.deadline, id.clone()));
         let (outcome, decided_by, evidence) = match migration.phase {
             MigrationPhase::Reaping(decision) if decision.stale == *node => {
-                volume.reaped.insert(node.clone());
                 (MigrationOutcome::Timeout, decision.decided_by, decision.evidence)
             }
             MigrationPhase::Active | MigrationPhase::Overdue | MigrationPhase::Reaping(_) => {
