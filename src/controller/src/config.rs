@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backend::{RouterOs, RouterOsConfig};
+use replica::Timing;
 use serde::Deserialize;
 use state_machine::{AppliancePath, HostAddress, Nqn};
 
@@ -31,12 +32,45 @@ pub struct ControllerConfig {
     pub appliance: RouterOsConfig,
     /// What a class that does not say gets.
     pub volumes: VolumeDefaults,
+    /// Raft's timers.
+    #[serde(default)]
+    pub timing: RaftTiming,
     /// Whether a node must be proven off before its slot is free; `false` believes the orchestrator.
     #[serde(default = "yes")]
     pub require_detach_proof: bool,
     /// The longest that a CSI call may take when its caller sets no deadline, in seconds.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
+}
+
+/// Raft's timers, in milliseconds. The defaults let a killed leader's place be taken in about half a second; a disk
+/// whose fdatasync takes longer than `election_min_ms` needs longer ones, or no vote arrives in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftTiming {
+    /// How often a leader shows that it lives.
+    pub heartbeat_ms: u32,
+    /// The least random part of a follower's patience, and how long a vote may take.
+    pub election_min_ms: u32,
+    /// The largest random part, and the length of a leader's lease.
+    pub election_max_ms: u32,
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        Self { heartbeat_ms: 50, election_min_ms: 150, election_max_ms: 300 }
+    }
+}
+
+impl From<RaftTiming> for Timing {
+    fn from(timing: RaftTiming) -> Self {
+        let ms = |ms: u32| Duration::from_millis(u64::from(ms));
+        Self {
+            heartbeat: ms(timing.heartbeat_ms),
+            election_min: ms(timing.election_min_ms),
+            election_max: ms(timing.election_max_ms),
+        }
+    }
 }
 
 /// Another replica, or this one.
@@ -157,6 +191,10 @@ impl ControllerConfig {
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
+        let RaftTiming { heartbeat_ms, election_min_ms, election_max_ms } = self.timing;
+        if heartbeat_ms == 0 || heartbeat_ms >= election_min_ms || election_min_ms >= election_max_ms {
+            found.push("timing: must be 0 < heartbeat_ms < election_min_ms < election_max_ms".to_owned());
+        }
         if self.volumes.nvme_port == 0 {
             found.push("volumes.nvme_port: must not be 0".to_owned());
         }
@@ -202,7 +240,11 @@ mod tests {
             name = "a"
             address = "y:1"
         "#;
-        let mistakes = ControllerConfig::parse(&config(peers, "call_timeout_seconds = 0")).unwrap_err();
+        let mistakes = ControllerConfig::parse(&config(
+            peers,
+            "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }",
+        ))
+        .unwrap_err();
         for part in [
             "this replica's name",
             "2 replicas",
@@ -212,6 +254,7 @@ mod tests {
             "tls.key",
             "appliance.port",
             "call_timeout_seconds",
+            "timing:",
         ] {
             assert!(mistakes.iter().any(|mistake| mistake.contains(part)), "{part} is not in {mistakes:#?}");
         }

@@ -8,9 +8,7 @@ use csi::parse::ClassDefaults;
 use csi::{CsiServer, Socket, SocketPath};
 use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
-use replica::{
-    DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, Timing, TlsFiles,
-};
+use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,6 +25,10 @@ use crate::service::ControllerService;
 
 /// How long open connections may hold up the end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a silent caller is asked whether it is still there, and how long it has to answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a controller could not start, or had to end.
 #[derive(Debug, Error)]
@@ -131,7 +133,7 @@ fn replica_config(config: &ControllerConfig) -> ReplicaConfig {
         name: config.name.clone(),
         peers: peers.collect(),
         tls: tls_files(config),
-        timing: Timing::default(),
+        timing: config.timing.into(),
         snapshot_every: DEFAULT_SNAPSHOT_EVERY,
     }
 }
@@ -153,6 +155,8 @@ fn serve_peers(
         reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
     };
     let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tls_config(tls)
         .map_err(failed)?
         .add_service(replica.peer_service())

@@ -130,10 +130,11 @@ impl World {
             }
             Effect::Propose { term, key, command } => {
                 // Raft commits in the present term only.
-                if term == self.term {
+                let committed = term == self.term;
+                if committed {
                     self.commit(command);
                 }
-                Event::Proposed { now_ms: 0, term, key }
+                Event::Proposed { now_ms: 0, term, key, committed }
             }
         }
     }

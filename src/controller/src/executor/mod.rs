@@ -41,8 +41,8 @@ pub(crate) enum Event {
     Planned { now_ms: u64, steps: Vec<Step> },
     /// An action ended.
     Performed { term: u64, key: Key, outcome: Outcome },
-    /// A proposal was committed, or this replica could not commit it.
-    Proposed { now_ms: u64, term: u64, key: Key },
+    /// A proposal was committed, or this replica could not commit it: then the step is repeated, later.
+    Proposed { now_ms: u64, term: u64, key: Key, committed: bool },
 }
 
 /// What an action came to.
@@ -98,9 +98,11 @@ enum Work {
     Reporting {
         failures: Option<u32>,
     },
+    /// `told`: the ledger has the trouble, so a step without it means that somebody asks again.
     Waiting {
         until_ms: u64,
         failures: u32,
+        told: bool,
     },
 }
 
@@ -143,8 +145,8 @@ impl Executor {
             Event::Performed { term, key, outcome } if self.term == Some(term) => {
                 self.performed(term, key, outcome).into_iter().collect()
             }
-            Event::Proposed { now_ms, term, key } if self.term == Some(term) => {
-                self.proposed(now_ms, key);
+            Event::Proposed { now_ms, term, key, committed } if self.term == Some(term) => {
+                self.proposed(now_ms, key, committed);
                 Vec::new()
             }
             Event::TermBegun { .. } | Event::Performed { .. } | Event::Proposed { .. } => Vec::new(),
@@ -199,9 +201,8 @@ impl Executor {
             }
             let failures = match self.work.get(&key) {
                 None => 0,
-                // The problem was cleared: somebody asks again, now.
-                Some(Work::Waiting { failures, .. }) if step.problem.is_none() => *failures,
-                Some(Work::Waiting { until_ms, failures }) if now_ms >= *until_ms => *failures,
+                Some(Work::Waiting { failures, told: true, .. }) if step.problem.is_none() => *failures,
+                Some(Work::Waiting { until_ms, failures, .. }) if now_ms >= *until_ms => *failures,
                 Some(Work::Waiting { .. } | Work::Performing { .. } | Work::Reporting { .. }) => continue,
             };
             let action = Action::Step;
@@ -265,16 +266,18 @@ impl Executor {
         }
     }
 
-    fn proposed(&mut self, now_ms: u64, key: Key) {
-        match self.work.get(&key) {
-            Some(Work::Reporting { failures: Some(failures) }) => {
-                let (until_ms, failures) = (now_ms + retry_ms(*failures), failures + 1);
-                self.work.insert(key, Work::Waiting { until_ms, failures });
-            }
-            Some(Work::Reporting { failures: None }) => {
+    fn proposed(&mut self, now_ms: u64, key: Key, committed: bool) {
+        let Some(Work::Reporting { failures }) = self.work.get(&key) else { return };
+        match (committed, *failures) {
+            (true, None) => {
                 self.work.remove(&key);
             }
-            Some(Work::Performing { .. } | Work::Waiting { .. }) | None => {}
+            // Without a quorum nothing is recorded; the appliance is not to be asked again and again meanwhile.
+            (told, failures) => {
+                let failures = failures.unwrap_or(0);
+                let until_ms = now_ms + retry_ms(failures);
+                self.work.insert(key, Work::Waiting { until_ms, failures: failures + 1, told });
+            }
         }
     }
 }

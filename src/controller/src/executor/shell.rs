@@ -98,10 +98,11 @@ impl Shell {
                 Event::Performed { term, key: key_of(&step), outcome }
             }
             Effect::Propose { term, key, command } => {
-                if let Err(error) = self.replica.propose_as_leader(term, command).await {
+                let proposed = self.replica.propose_as_leader(term, command).await;
+                if let Err(error) = &proposed {
                     tracing::info!(volume = %key.0, generation = key.1.0, term, %error, "outcome not recorded");
                 }
-                Event::Proposed { now_ms: millis(begun), term, key }
+                Event::Proposed { now_ms: millis(begun), term, key, committed: proposed.is_ok() }
             }
         };
         // The receiver is gone only when the executor has stopped; then nobody waits for the event.

@@ -62,7 +62,7 @@ fn performed_for(executor: &mut Executor, generation: u64, outcome: Outcome) -> 
 }
 
 fn proposed(executor: &mut Executor, now_ms: u64) {
-    executor.step(Event::Proposed { now_ms, term: TERM, key: (id(), Generation(3)) });
+    executor.step(Event::Proposed { now_ms, term: TERM, key: (id(), Generation(3)), committed: true });
 }
 
 /// The step is performed with this outcome; what is proposed then.
@@ -259,6 +259,20 @@ fn two_attachments_of_a_volume_take_turns_and_wait_each_for_itself() {
     proposed(&mut executor, 0);
     assert_eq!(executor.step(Event::Planned { now_ms: 1, steps: steps() }).len(), 1, "the other one's turn");
     performed_for(&mut executor, 4, unavailable());
-    executor.step(Event::Proposed { now_ms: 1, term: TERM, key: (id(), Generation(4)) });
+    executor.step(Event::Proposed { now_ms: 1, term: TERM, key: (id(), Generation(4)), committed: true });
     assert_eq!(executor.step(Event::Planned { now_ms: 2, steps: steps() }), [], "both wait");
+}
+
+#[test]
+fn an_outcome_that_cannot_be_recorded_is_not_asked_for_again_at_once() {
+    let (mut executor, step) = (leading(), step(StepKind::Delete, 3));
+    planned(&mut executor, 0, &step);
+    performed(&mut executor, Outcome::Done);
+    executor.step(Event::Proposed { now_ms: 0, term: TERM, key: (id(), Generation(3)), committed: false });
+    assert_eq!(
+        planned(&mut executor, FIRST_RETRY_MS - 1, &step),
+        [],
+        "the state does not know of any trouble"
+    );
+    assert_eq!(planned(&mut executor, FIRST_RETRY_MS, &step).len(), 1);
 }

@@ -88,6 +88,9 @@ impl State {
         self.check_boot(node, &moment)?;
         let attachment = self.volumes.get_mut(id).and_then(|volume| volume.attachments.get_mut(node));
         let Some(attachment) = attachment else { return Ok(Response::Done) };
+        if attachment.heard.as_ref() == Some(&moment) && attachment.connection == Connection::Disconnected {
+            return Ok(Response::Done);
+        }
         if attachment.heard.as_ref().is_some_and(|heard| heard.since_boot_ns >= moment.since_boot_ns) {
             return Err(Refusal::PastMoment { node: node.clone() });
         }
@@ -145,6 +148,15 @@ mod tests {
         ledger.permit("a", generation, again);
         assert!(matches!(ledger.report_off("a", late).refusal(), Refusal::PastMoment { .. }));
         assert_eq!(ledger.unpublish("a"), Response::Revoking { nodes: vec![node("a")] });
+    }
+
+    #[test]
+    fn a_report_that_is_repeated_stands() {
+        let mut ledger = Ledger::with_volume();
+        ledger.connect("a", EXT4_RWO);
+        let off = ledger.moment("boot-1");
+        assert_eq!(ledger.report_off("a", off.clone()), Response::Done);
+        assert_eq!(ledger.report_off("a", off), Response::Done);
     }
 
     #[test]
