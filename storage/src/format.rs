@@ -15,9 +15,12 @@ use crate::error::StorageError;
 /// What the `FORMAT` file says.
 pub(crate) const FORMAT: &str = "rds-csi storage format 1\n";
 
-/// Largest encoded log entry or other value in the log, in bytes. sled puts larger values than about 128 KiB into
-/// files of their own, which it never syncs.
-pub const MAX_ENTRY_BYTES: u64 = 64 * 1024;
+/// Largest encoded log entry or other value in the log, in bytes.
+///
+/// sled writes a leaf of its tree as one piece, and a piece of more than 128 KiB into a file of its own in `blobs/`,
+/// which it never syncs. A leaf has up to 17 values, and 3 more where it took up a neighbour that had become small:
+/// twenty of the largest values have to stay below that.
+pub const MAX_ENTRY_BYTES: u64 = 6 * 1024;
 /// Largest encoded state that a snapshot may hold, in bytes: a hundred thousand volumes are a few tens of MiB.
 pub const MAX_STATE_BYTES: u64 = 256 * 1024 * 1024;
 

@@ -27,12 +27,14 @@ mod writer;
 pub use error::StorageError;
 pub use format::{MAX_ENTRY_BYTES, MAX_STATE_BYTES};
 pub use identity::Identity;
-pub use log::{LogStore, check_entry_size};
+pub use log::{LogStore, check_entry_size, check_membership_size};
 pub use machine::MachineStore;
 #[doc(hidden)]
 pub use store::Options;
 pub use store::Store;
-pub use types::{LogEntry, LogId, Proposal, ReplicaNode, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+pub use types::{
+    LogEntry, LogId, Membership, Proposal, ReplicaNode, SnapshotMeta, StoredMembership, TypeConfig, Vote,
+};
 #[doc(hidden)]
 pub use writer::Durability;
 pub use writer::LogStats;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use openraft::OptionalSend;
+use openraft::entry::EntryPayload;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use state_machine::Entry;
 use tokio::sync::{mpsc, oneshot};
@@ -21,7 +22,7 @@ use crate::error::StorageError;
 use crate::format::{MAX_ENTRY_BYTES, encode};
 use crate::identity::Identity;
 use crate::recover::{Mirror, Recovered, recover};
-use crate::types::{LogEntry, LogId, TypeConfig, Vote};
+use crate::types::{LogEntry, LogId, Membership, Proposal, ReplicaNode, TypeConfig, Vote};
 use crate::writer::{Durability, LogStats, Operation, QUEUE_OPERATIONS, Shared, Slot, Writer};
 
 /// What openraft adds to a proposal in the log, generously: ids and tags.
@@ -30,6 +31,12 @@ const ENTRY_OVERHEAD_BYTES: u64 = 128;
 /// Whether `entry` is small enough for the log. Ask before proposing it: openraft stops a replica whose log refuses.
 pub fn check_entry_size(entry: &Entry) -> Result<(), StorageError> {
     encode("an entry", entry, MAX_ENTRY_BYTES - ENTRY_OVERHEAD_BYTES).map(drop)
+}
+
+/// Whether `membership` is small enough for the log. Ask before proposing it, as with [`check_entry_size`].
+pub fn check_membership_size(membership: Membership) -> Result<(), StorageError> {
+    let payload = EntryPayload::<Proposal, u64, ReplicaNode>::Membership(membership);
+    encode("a membership", &payload, MAX_ENTRY_BYTES - ENTRY_OVERHEAD_BYTES).map(drop)
 }
 
 /// The log of one replica. Clones are handles to the same one; only one of them writes, which is openraft's.

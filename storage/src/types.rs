@@ -22,6 +22,8 @@ pub type LogEntry = EntryOf<TypeConfig>;
 pub type LogId = LogIdOf<TypeConfig>;
 /// Whom a replica voted for, and whether that one leads.
 pub type Vote = VoteOf<TypeConfig>;
+/// Who votes, in one set or, during a change, two; and how everyone is reached.
+pub type Membership = openraft::Membership<u64, ReplicaNode>;
 /// The members, with the log id at which they became so.
 pub type StoredMembership = StoredMembershipOf<TypeConfig>;
 /// What a snapshot contains, without its bytes.

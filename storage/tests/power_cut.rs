@@ -1,6 +1,7 @@
 //! Acknowledged means on disk: the power is cut under a writer, again and again, and nothing acknowledged is lost.
 //!
-//! A process appends to a store on an ext4 of its own (a loop device) and says on a pipe what was acknowledged.
+//! A process appends to a store on an ext4 of its own (a loop device) and says on a pipe what was acknowledged. That
+//! process is this program again, told by its environment to be the writer.
 //! At a random moment the file system is shut down without its journal being flushed, which is what a power cut
 //! leaves. It is mounted again and compared with what the pipe said. The same without fdatasync must lose
 //! something, or the test could not see a loss. Root is needed, for the mounts.
@@ -20,12 +21,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use common::{append, apply, log_id, register, vote};
+use common::{append, apply, largest, log_id, register, vote};
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder};
 use rand::Rng;
+use rustix::io::Errno;
 use rustix::ioctl;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use storage::{Durability, Options, Store};
+use storage::{Durability, LogEntry, Options, Store};
 
 /// How often the power is cut.
 const CUTS: u32 = 50;
@@ -37,6 +39,9 @@ const CUTS_IN_FIRST_START: u32 = 100;
 const FIRST_START_US: std::ops::Range<u64> = 0..15_000;
 /// The file system's size in bytes; the image is sparse.
 const IMAGE_BYTES: u64 = 512 * 1024 * 1024;
+/// How long a file system may be in use after its writer has ended, and how often that is looked at.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(5);
+const UNMOUNT_POLL: Duration = Duration::from_millis(1);
 /// How long the writer may take until it acknowledges something.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the writer runs after that, in milliseconds.
@@ -48,6 +53,8 @@ const VOTE_EVERY_ENTRIES: u64 = 70;
 const SNAPSHOT_EVERY_ENTRIES: u64 = 1000;
 /// How long the writer waits for the others' votes.
 const ELECTION: Duration = Duration::from_millis(2);
+/// Entries are of a usual size for so long, then of the largest one for as long, and so on.
+const SAME_SIZE_ENTRIES: u64 = 150;
 /// How many entries before the snapshot the writer keeps.
 const KEPT_ENTRIES: u64 = 100;
 
@@ -55,9 +62,14 @@ const KEPT_ENTRIES: u64 = 100;
 const DIR_VARIABLE: &str = "POWER_CUT_DIR";
 const DURABILITY_VARIABLE: &str = "POWER_CUT_DURABILITY";
 const FLUSH_ONLY: &str = "flush-only";
+/// The test that the writer's process is started as.
+const WRITER_TEST: &str = "nothing_acknowledged_is_lost_in_power_cuts";
 
 #[test]
 fn nothing_acknowledged_is_lost_in_power_cuts() {
+    if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
+        return be_the_writer(Path::new(&dir));
+    }
     let started = Instant::now();
     let outcome = cut_power(Durability::Fdatasync, CUTS).expect("the cuts can be made");
     println!("{outcome:?} in {:?}", started.elapsed());
@@ -180,7 +192,7 @@ fn check(dir: &Path, durability: Durability, acknowledged: &Acknowledged) -> Res
         );
     }
     for entry in entries {
-        ensure!(entry == register(entry.log_id.index), "entry {} is another one", entry.log_id.index);
+        ensure!(entry == expected(entry.log_id.index), "entry {} is another one", entry.log_id.index);
     }
     Ok(found)
 }
@@ -195,7 +207,7 @@ struct Writer {
 impl Writer {
     fn start(dir: &Path, durability: Durability) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--exact", "writer_process", "--ignored", "--nocapture"]);
+        command.args(["--exact", WRITER_TEST, "--nocapture"]);
         command.env(DIR_VARIABLE, dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         if durability == Durability::FlushOnly {
             command.env(DURABILITY_VARIABLE, FLUSH_ONLY);
@@ -288,7 +300,12 @@ impl Disk {
     }
 
     fn remount(&mut self) -> Result<()> {
-        unmount(self.mount_point(), UnmountFlags::empty()).context("cannot unmount")?;
+        // Another test's child has this one's open files too, from its fork to its exec.
+        let deadline = Instant::now() + UNMOUNT_TIMEOUT;
+        while let Err(error) = unmount(self.mount_point(), UnmountFlags::empty()) {
+            ensure!(error == Errno::BUSY && Instant::now() < deadline, "cannot unmount: {error}");
+            thread::sleep(UNMOUNT_POLL);
+        }
         self.mounted = false;
         self.mount()
     }
@@ -327,20 +344,19 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// What the writer appends at `index`.
+fn expected(index: u64) -> LogEntry {
+    if (index / SAME_SIZE_ENTRIES).is_multiple_of(2) { register(index) } else { largest(index) }
+}
+
 /// Appends, votes, makes snapshots and purges until the disk fails or the process is killed.
-#[test]
-#[ignore = "it is the process that the other tests start"]
-fn writer_process() {
-    let Some(dir) = std::env::var_os(DIR_VARIABLE) else {
-        println!("nothing to do: this is the process that the other tests start");
-        return;
-    };
+fn be_the_writer(dir: &Path) {
     let flush_only = std::env::var(DURABILITY_VARIABLE).is_ok_and(|value| value == FLUSH_ONLY);
     let durability = if flush_only { Durability::FlushOnly } else { Durability::Fdatasync };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     // The harness may have begun a line.
     println!();
-    let ended = runtime.block_on(write(Path::new(&dir), durability));
+    let ended = runtime.block_on(write(dir, durability));
     println!("ended: {ended:?}");
 }
 
@@ -352,7 +368,7 @@ async fn write(dir: &Path, durability: Durability) -> Result<()> {
     let mut under_way = VecDeque::new();
     loop {
         let count = rand::rng().random_range(1..=4);
-        let batch = (next..next + count).map(register).collect();
+        let batch = (next..next + count).map(expected).collect();
         next += count;
         under_way.push_back((next - 1, append(&mut store.log, batch).await?));
         if under_way.len() < APPENDS_UNDER_WAY {
@@ -375,7 +391,7 @@ async fn write(dir: &Path, durability: Durability) -> Result<()> {
             tokio::time::sleep(ELECTION).await;
         }
         if index + 1 >= applied + SNAPSHOT_EVERY_ENTRIES {
-            apply(&mut store.machine, (applied..=index).map(register).collect()).await;
+            apply(&mut store.machine, (applied..=index).map(expected).collect()).await;
             applied = index + 1;
             store.machine.build_snapshot().await?;
             say("snapshot", index);

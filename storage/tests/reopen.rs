@@ -8,10 +8,12 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{append, append_and_wait, apply, blank, log_id, open, register, vote};
+use common::{
+    append, append_and_wait, apply, blank, largest, log_id, longest_message_bytes, open, proposal, register,
+    vote,
+};
 use openraft::entry::EntryPayload;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
-use state_machine::{Command, Entry, LedgerTime};
 use storage::{LogEntry, MAX_ENTRY_BYTES, StorageError, Store, check_entry_size};
 use tempfile::tempdir;
 use uuid::Uuid;
@@ -137,36 +139,19 @@ async fn an_entry_that_is_too_large_is_refused_and_the_log_goes_on() {
     let dir = tempdir().unwrap();
     let mut store = open(dir.path());
     append_and_wait(&mut store.log, vec![blank(0)]).await.unwrap();
-    let entry = |bytes: usize| Entry {
-        at: LedgerTime::default(),
-        command: Command::OperationFailed {
-            volume: state_machine::VolumeId::parse("pvc-1").unwrap(),
-            generation: Default::default(),
-            problem: state_machine::Problem {
-                kind: state_machine::ProblemKind::Full,
-                message: "x".repeat(bytes),
-            },
-        },
-    };
-    let large =
-        LogEntry { log_id: log_id(1), payload: EntryPayload::Normal(entry(MAX_ENTRY_BYTES as usize).into()) };
+    let entry = proposal(1, MAX_ENTRY_BYTES as usize);
+    let large = LogEntry { log_id: log_id(1), payload: EntryPayload::Normal(entry.into()) };
     let refused = append_and_wait(&mut store.log, vec![large]).await.unwrap_err();
-    assert!(refused.to_string().contains("more than the 65536 that may be stored"), "{refused}");
-    let Err(StorageError::TooLarge { size_bytes, .. }) = check_entry_size(&entry(MAX_ENTRY_BYTES as usize))
-    else {
-        panic!("an entry of {MAX_ENTRY_BYTES} bytes was let through")
-    };
+    assert!(refused.to_string().contains("more than the 6144 that may be stored"), "{refused}");
 
     // Whatever passes the check passes the log.
-    let most = 2 * MAX_ENTRY_BYTES - 128 - size_bytes;
-    let largest = entry(most as usize);
-    check_entry_size(&largest).unwrap();
-    assert!(check_entry_size(&entry(most as usize + 1)).is_err());
-    let largest = LogEntry { log_id: log_id(1), payload: EntryPayload::Normal(largest.into()) };
-    append_and_wait(&mut store.log, vec![largest.clone()]).await.unwrap();
+    let most = longest_message_bytes();
+    check_entry_size(&proposal(1, most)).unwrap();
+    assert!(check_entry_size(&proposal(1, most + 1)).is_err());
+    append_and_wait(&mut store.log, vec![largest(1)]).await.unwrap();
     drop(store);
     let mut store = open(dir.path());
-    assert_eq!(store.log.try_get_log_entries(1..).await.unwrap(), [largest]);
+    assert_eq!(store.log.try_get_log_entries(1..).await.unwrap(), [largest(1)]);
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@
 //! - Before it does, every one of them has written down the new cluster's id, and a replica never takes another. Two
 //!   that would form a cluster at once, under one name, cannot both get everybody.
 //! - A replica without data that finds one with data asks to be taken in, under a new id. If that one has no quorum
-//!   any more, both wait, and say what is wrong.
+//!   any more, both wait, and say what is wrong. One that has data, and that nobody knows, was removed or is not
+//!   known yet: it never asks to be taken in with what it has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::config::PeerAddress;
+use crate::membership::check_size;
 use crate::replica::Inner;
 use crate::report::{Known, Report, parse_cluster_id};
 
@@ -84,13 +86,30 @@ pub(crate) fn decide(
     {
         return Course::Expected;
     }
+    if own.initialized {
+        return Course::Wait(unknown(&with_data));
+    }
     if !with_data.is_empty() {
         return join(own, &with_data, &answers);
     }
-    if own.initialized {
-        return Course::Wait("the cluster's first membership has not arrived here yet".to_owned());
-    }
     form(own, reports)
+}
+
+/// What is wrong with a replica that has data, while none of those `with_data` knows it as a member.
+fn unknown(with_data: &[&Report]) -> String {
+    let members: Vec<&str> = with_data
+        .iter()
+        .filter(|report| report.membership.is_some())
+        .map(|report| report.name.as_str())
+        .collect();
+    if members.is_empty() {
+        return "the cluster's first membership has not arrived here yet".to_owned();
+    }
+    format!(
+        "this replica has data, and is no member to {}: if it was removed while it was away, empty the directory \
+         to let it come back as a new one; it does not join with old data",
+        members.join(", ")
+    )
 }
 
 fn join(own: &Report, with_data: &[&Report], answers: &[&Report]) -> Course {
@@ -291,6 +310,11 @@ async fn ask_to_join(inner: &Inner, ask: &[String]) -> Result<(), String> {
 }
 
 async fn form_cluster(inner: &Inner, members: BTreeMap<u64, PeerAddress>) -> Result<(), String> {
+    let node = |(id, place): (&u64, &PeerAddress)| {
+        (*id, ReplicaNode { name: place.name.clone(), address: place.address.clone() })
+    };
+    let nodes: BTreeMap<u64, ReplicaNode> = members.iter().map(node).collect();
+    check_size(nodes.clone())?;
     let cluster_id = inner.cluster_id.get().copied().unwrap_or_else(Uuid::new_v4);
     inner.adopt(cluster_id).await.map_err(|error| error.to_string())?;
     for (id, place) in members.iter().filter(|(id, _)| **id != inner.id) {
@@ -302,9 +326,6 @@ async fn form_cluster(inner: &Inner, members: BTreeMap<u64, PeerAddress>) -> Res
             Err(_) => return Err(format!("{} does not answer", place.name)),
         }
     }
-    let node = |place: PeerAddress| ReplicaNode { name: place.name, address: place.address };
-    let nodes: BTreeMap<u64, ReplicaNode> =
-        members.into_iter().map(|(id, place)| (id, node(place))).collect();
     tracing::info!(replica = inner.id, cluster = %cluster_id, members = ?nodes.keys(), "forming a cluster");
     inner.raft.initialize(nodes).await.map_err(|error| format!("the cluster was not formed: {error}"))
 }
@@ -443,6 +464,23 @@ mod tests {
     fn a_learner_waits_for_its_log() {
         let own = Report { cluster_id: Some(CLUSTER), ..empty(10, "a") };
         let leader = member(2, "b", 7, &[(1, "a"), (2, "b"), (3, "c"), (10, "a")]);
-        assert_eq!(decided(&own, &[leader], &["c"]), Course::Expected);
+        assert_eq!(decided(&own, std::slice::from_ref(&leader), &["c"]), Course::Expected);
+        // So does one that has the log up to before it was taken in.
+        let behind = Report { replica_id: 10, ..member(1, "a", 5, &[(1, "a"), (2, "b"), (3, "c")]) };
+        assert_eq!(decided(&behind, &[leader], &["c"]), Course::Expected);
+    }
+
+    #[test]
+    fn one_that_was_removed_never_joins_with_its_old_data() {
+        let without = [(2, "b"), (3, "c")];
+        // It was killed after the removal arrived and before it wrote down that it was removed.
+        let own = member(1, "a", 6, &without);
+        waits_because(decided(&own, &[member(2, "b", 6, &without)], &["c"]), "empty the directory");
+        // The same with nothing but a vote and entries that are not known to be committed.
+        let own = Report { membership: None, ..own };
+        waits_because(decided(&own, &[member(2, "b", 6, &without)], &["c"]), "no member to b");
+        // Where nobody knows a membership, the cluster's first one is on its way.
+        let voted = Report { membership: None, ..member(2, "b", 6, &without) };
+        waits_because(decided(&own, &[voted], &["c"]), "has not arrived");
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::{Config, SnapshotPolicy};
 
 use crate::codec::{MAX_ENTRIES_PER_APPEND, SNAPSHOT_CHUNK_BYTES};
+use crate::identity::MAX_NAME_BYTES;
 use crate::tls::TlsFiles;
 
 /// Entries between two snapshots, unless configured otherwise.
@@ -19,6 +20,9 @@ const KEPT_SHARE: u64 = 10;
 const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
 /// Delays between attempts to replicate to an unreachable replica.
 const BACKOFF: &str = "20ms 40ms 80ms ...200ms";
+
+/// Longest address of a replica, in bytes: a host name, a colon and a port, with some room.
+pub(crate) const MAX_ADDRESS_BYTES: usize = 261;
 
 /// Everything that [`crate::Replica::start`] needs.
 #[derive(Debug, Clone)]
@@ -45,6 +49,23 @@ pub struct PeerAddress {
     pub name: String,
     /// `host:port`.
     pub address: String,
+}
+
+impl PeerAddress {
+    /// Whether it may get into the membership.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Self { name, address } = self;
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            return Err(format!("a replica's name has 1 to {MAX_NAME_BYTES} bytes, this one {}", name.len()));
+        }
+        if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
+            return Err(format!(
+                "the address of {name} has {} bytes, and may have 1 to {MAX_ADDRESS_BYTES}",
+                address.len()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Raft's timers. A follower campaigns after `election_max` and a random part of the range without its leader.
@@ -79,6 +100,7 @@ impl ReplicaConfig {
     pub(crate) fn check(&self) -> Result<(), String> {
         let mut mistakes = Vec::new();
         mistakes.extend(self.own_address().err());
+        mistakes.extend(self.peers.iter().filter_map(|peer| peer.check().err()));
         let names: BTreeSet<_> = self.peers.iter().map(|peer| &peer.name).collect();
         let addresses: BTreeSet<_> = self.peers.iter().map(|peer| &peer.address).collect();
         if names.len() < self.peers.len() || addresses.len() < self.peers.len() {
@@ -107,7 +129,8 @@ impl ReplicaConfig {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.snapshot_every / KEPT_SHARE,
             purge_batch_size: 1,
-            // Beyond this a replica gets a snapshot even if the entries are there; must exceed the snapshot interval.
+            // Only a call that waits for a new learner to catch up reads it, and there is none here: who gets a
+            // snapshot is decided by what is purged, and who is promoted by `membership`.
             replication_lag_threshold: self.snapshot_every.saturating_mul(2),
             snapshot_max_chunk_size: SNAPSHOT_CHUNK_BYTES as u64,
             install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
@@ -141,8 +164,11 @@ mod tests {
         let mut bad = config(&["b", "b"]);
         bad.snapshot_every = 0;
         bad.timing.heartbeat = Duration::from_secs(9);
+        bad.peers.push(PeerAddress { name: "c".to_owned(), address: "x".repeat(MAX_ADDRESS_BYTES + 1) });
         let mistakes = bad.check().unwrap_err();
-        for part in ["not among", "the same name", "snapshot_every", "heartbeat"] {
+        for part in
+            ["not among", "the same name", "snapshot_every", "heartbeat", "the address of c has 262 bytes"]
+        {
             assert!(mistakes.contains(part), "{part}: {mistakes}");
         }
     }

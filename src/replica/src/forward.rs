@@ -19,7 +19,7 @@ use crate::peers::Client;
 use crate::replica::{Inner, Metrics};
 
 /// Pause between two attempts, unless the leader changes before.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// How one attempt went.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ impl Inner {
             Seat::Nowhere => return Attempt::Retry(self.silence(seat)),
             Seat::Here { term } => {
                 return tokio::select! {
+                    // What was decided is told, even if the leadership ended at the same moment.
+                    biased;
                     attempt = question.here(self, *term) => attempt,
                     () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
                 };
@@ -116,6 +118,7 @@ impl Inner {
         let timeout_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
         let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms };
         tokio::select! {
+            biased;
             attempt = question.there(client, envelope) => match attempt {
                 Attempt::Retry(why) => Attempt::Retry(format!("the leader, replica {id} ({node}), says: {why}")),
                 Attempt::Answered(_) | Attempt::Stopped => attempt,
@@ -193,8 +196,8 @@ impl Proposed {
         Ok(Self { command, encoded })
     }
 
-    pub(crate) fn into_command(self) -> Command {
-        self.command
+    pub(crate) fn command(&self) -> &Command {
+        &self.command
     }
 }
 

@@ -15,7 +15,7 @@ use x509_parser::parse_x509_certificate;
 /// What every role's URI begins with.
 const PREFIX: &str = "spiffe://rds-csi/";
 /// Longest name of a replica or an operator, in bytes.
-const MAX_NAME_BYTES: usize = 253;
+pub(crate) const MAX_NAME_BYTES: usize = 253;
 
 /// The bearer of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 //! decided before. It leaves office when it stops leading or its term ends. Whatever it writes is bound to the term,
 //! so that nothing that was stamped in one office is appended in another.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -46,6 +46,7 @@ pub(crate) async fn keep_office(inner: Arc<Inner>) {
             if seen.committed_membership_config.get_node(&inner.id).is_some() {
                 inner.was_member.store(true, Ordering::Relaxed);
             }
+            inner.roll.lock().unwrap_or_else(PoisonError::into_inner).note(&seen.membership_config);
             (term_to_hold(&seen), seen.running_state.clone().err())
         };
         match (fatal, term) {

@@ -31,6 +31,7 @@ mod network;
 mod peers;
 mod replica;
 mod report;
+mod roll;
 mod service;
 mod status;
 mod tls;

@@ -7,13 +7,13 @@
 //! Each change is bound to the term and to the membership that it was decided on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::{ChangeMembers, Precondition, ServerState};
 use proto::peer::v1::change_membership_request::Change as WireChange;
 use proto::peer::v1::{AdoptRequest, ChangeMembershipRequest, ReplicaAddress, change_membership_reply};
-use storage::{LogId, ReplicaNode, TypeConfig};
+use storage::{LogId, Membership, ReplicaNode, TypeConfig, check_membership_size};
 
 use crate::config::PeerAddress;
 use crate::forward::{Attempt, Envelope, Question, failed, garbled};
@@ -98,11 +98,33 @@ impl View {
         Some((ChangeMembers::Batch(changes), line))
     }
 
-    /// How to remove `id`, unless that would leave no quorum.
-    fn removal(&self, id: u64) -> Result<Changes, String> {
-        let Some(member) = self.member(id) else { return Err(format!("replica {id} is not a member")) };
+    /// How to take in a learner. Those of its name that do not vote go: they are what it was before it lost another
+    /// disk, and would pile up.
+    fn admission(&self, id: u64, place: PeerAddress) -> Result<Changes, String> {
+        place.check()?;
+        let node = ReplicaNode { name: place.name, address: place.address };
+        let (gone, staying): (Vec<_>, Vec<_>) =
+            self.members.iter().partition(|member| !member.voter && member.name == node.name);
+        let gone: BTreeSet<u64> = gone.into_iter().map(|member| member.id).collect();
+        let present = |member: &MemberStatus| {
+            (member.id, ReplicaNode { name: member.name.clone(), address: member.address.clone() })
+        };
+        let mut nodes: BTreeMap<u64, ReplicaNode> = staying.into_iter().map(present).collect();
+        nodes.insert(id, node.clone());
+        check_size(nodes)?;
+        let learner = ChangeMembers::AddNodes(BTreeMap::from([(id, node)]));
+        Ok(if gone.is_empty() {
+            learner
+        } else {
+            ChangeMembers::Batch(vec![ChangeMembers::RemoveNodes(gone), learner])
+        })
+    }
+
+    /// How to remove `id`, unless that would leave no quorum; nothing if it is no member.
+    fn removal(&self, id: u64) -> Result<Option<Changes>, String> {
+        let Some(member) = self.member(id) else { return Ok(None) };
         if !member.voter {
-            return Ok(ChangeMembers::RemoveNodes(BTreeSet::from([id])));
+            return Ok(Some(ChangeMembers::RemoveNodes(BTreeSet::from([id]))));
         }
         let rest: Vec<_> = self.members.iter().filter(|other| other.voter && other.id != id).collect();
         let answering = rest.iter().filter(|other| other.answering == Some(true)).count();
@@ -114,8 +136,16 @@ impl View {
                 rest.len()
             ));
         }
-        Ok(ChangeMembers::RemoveVoters(BTreeSet::from([id])))
+        Ok(Some(ChangeMembers::RemoveVoters(BTreeSet::from([id]))))
     }
+}
+
+/// Whether memberships of these replicas fit into the log, however a change may divide them: an entry that does not
+/// stops its leader.
+pub(crate) fn check_size(nodes: BTreeMap<u64, ReplicaNode>) -> Result<(), String> {
+    let all: BTreeSet<u64> = nodes.keys().copied().collect();
+    let largest = Membership::new(vec![all.clone(), all], nodes).map_err(|error| error.to_string())?;
+    check_membership_size(largest).map_err(|error| format!("there would be too many replicas: {error}"))
 }
 
 /// Promotes learners and finishes changes, while this replica leads. Lives as long as the replica.
@@ -179,26 +209,25 @@ impl Inner {
                 "no member is called {name}; if it should be one, run `rds-csi ctl replicas add`"
             )));
         }
-        tracing::info!(
-            replica = id,
-            name = place.name,
-            "taking in a replica that lost its data, as a learner"
-        );
-        match self.add_learner(term, &view, id, place).await {
+        let name = place.name.clone();
+        let changes = match view.admission(id, place) {
+            Ok(changes) => changes,
+            Err(why) => return Attempt::Answered(Err(why)),
+        };
+        tracing::info!(replica = id, name, "taking in a replica that lost its data, as a learner");
+        match self.submit(term, &view, changes).await {
             Attempt::Answered(()) => Attempt::Answered(Ok(())),
             Attempt::Retry(why) => Attempt::Retry(why),
             Attempt::Stopped => Attempt::Stopped,
         }
     }
 
-    async fn add_learner(&self, term: u64, view: &View, id: u64, place: PeerAddress) -> Attempt<()> {
-        let node = ReplicaNode { name: place.name, address: place.address };
-        self.submit(term, view, ChangeMembers::AddNodes(BTreeMap::from([(id, node)]))).await
-    }
-
     /// Takes in the empty replica that lives at a place, on an operator's word.
     async fn add(&self, term: u64, place: PeerAddress, dead: Option<u64>) -> Attempt<Result<u64, String>> {
         let view = View::new(self, &self.metrics());
+        if let Err(why) = place.check() {
+            return Attempt::Answered(Err(why));
+        }
         let report = match self.identify(&place).await {
             Ok(report) => report,
             Err(why) => return Attempt::Answered(Err(format!("nobody to take in: {why}"))),
@@ -219,6 +248,10 @@ impl Inner {
                 "{name} has data of its own, from before or from another cluster; empty its directory first"
             )));
         }
+        let changes = match view.admission(id, place.clone()) {
+            Ok(changes) => changes,
+            Err(why) => return Attempt::Answered(Err(why)),
+        };
         let request = AdoptRequest { cluster_id: cluster_id.as_bytes().to_vec(), to: id };
         let mut client = match self.peers.client(&place.name, &place.address) {
             Ok(client) => client,
@@ -234,7 +267,7 @@ impl Inner {
             name = place.name,
             "taking in a replica on an operator's word, as a learner"
         );
-        match self.add_learner(term, &view, id, place).await {
+        match self.submit(term, &view, changes).await {
             Attempt::Answered(()) => Attempt::Answered(Ok(id)),
             Attempt::Retry(why) => Attempt::Retry(why),
             Attempt::Stopped => Attempt::Stopped,
@@ -247,7 +280,9 @@ impl Inner {
             return Attempt::Retry("another change of the membership is under way".to_owned());
         }
         let changes = match view.removal(id) {
-            Ok(changes) => changes,
+            Ok(Some(changes)) => changes,
+            // Gone already: as asked.
+            Ok(None) => return Attempt::Answered(Ok(id)),
             Err(why) => return Attempt::Answered(Err(why)),
         };
         tracing::info!(replica = id, "removing a replica on an operator's word");
@@ -261,7 +296,11 @@ impl Inner {
     async fn replace(&self, term: u64, dead: u64) -> Attempt<Result<u64, String>> {
         let view = View::new(self, &self.metrics());
         let Some(member) = view.member(dead) else {
-            return Attempt::Answered(Err(format!("replica {dead} is not a member")));
+            let roll = self.roll.lock().unwrap_or_else(PoisonError::into_inner);
+            let successor = view.members.iter().find(|member| roll.name(dead) == Some(&member.name));
+            let refusal =
+                || format!("replica {dead} is not a member, and it is not known whose place it had");
+            return Attempt::Answered(successor.map(|member| member.id).ok_or_else(refusal));
         };
         let place = PeerAddress { name: member.name.clone(), address: member.address.clone() };
         self.add(term, place, Some(dead)).await
@@ -317,6 +356,8 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MAX_ADDRESS_BYTES;
+    use crate::identity::MAX_NAME_BYTES;
 
     fn member(id: u64, name: &str, voter: bool, matched_index: Option<u64>, answers: bool) -> MemberStatus {
         let (name, address) = (name.to_owned(), format!("{name}:1"));
@@ -359,13 +400,52 @@ mod tests {
         assert_eq!(uncommitted.unasked(), None);
     }
 
+    fn place(name: &str) -> PeerAddress {
+        PeerAddress { name: name.to_owned(), address: format!("{name}:1") }
+    }
+
+    #[test]
+    fn a_new_learner_comes_in_place_of_earlier_ones_of_its_name() {
+        let added = |id, name: &str| {
+            let node = ReplicaNode { name: name.to_owned(), address: format!("{name}:1") };
+            ChangeMembers::AddNodes(BTreeMap::from([(id, node)]))
+        };
+        let view = view(None, false);
+        let both = vec![ChangeMembers::RemoveNodes(BTreeSet::from([4, 5])), added(6, "c")];
+        assert_eq!(view.admission(6, place("c")).unwrap(), ChangeMembers::Batch(both));
+        assert_eq!(
+            view.admission(6, place("a")).unwrap(),
+            added(6, "a"),
+            "a voter stays until the promotion"
+        );
+    }
+
+    #[test]
+    fn a_membership_that_the_log_would_not_take_is_refused() {
+        let long = |id: u64| PeerAddress {
+            name: format!("{id:>MAX_NAME_BYTES$}"),
+            address: format!("{id:>MAX_ADDRESS_BYTES$}"),
+        };
+        let mut view = View { members: Vec::new(), ..view(None, false) };
+        for id in 0..10 {
+            view.admission(id, long(id)).unwrap();
+            let PeerAddress { name, address } = long(id);
+            view.members.push(MemberStatus { name, address, ..member(id, "", true, Some(1), true) });
+        }
+        assert!(view.admission(10, long(10)).unwrap_err().contains("too many replicas"));
+        let too_long = PeerAddress { name: "n".repeat(MAX_NAME_BYTES + 1), address: "n:1".to_owned() };
+        assert!(view.admission(10, too_long).unwrap_err().contains("name has 1 to 253 bytes"));
+        let too_long = PeerAddress { name: "n".to_owned(), address: "a".repeat(MAX_ADDRESS_BYTES + 1) };
+        assert!(view.admission(10, too_long).unwrap_err().contains("the address of n has 262 bytes"));
+    }
+
     #[test]
     fn a_removal_leaves_a_quorum() {
         let view = view(None, false);
-        assert_eq!(view.removal(3).unwrap(), ChangeMembers::RemoveVoters(BTreeSet::from([3])));
-        assert_eq!(view.removal(5).unwrap(), ChangeMembers::RemoveNodes(BTreeSet::from([5])));
+        assert_eq!(view.removal(3).unwrap(), Some(ChangeMembers::RemoveVoters(BTreeSet::from([3]))));
+        assert_eq!(view.removal(5).unwrap(), Some(ChangeMembers::RemoveNodes(BTreeSet::from([5]))));
         assert!(view.removal(2).unwrap_err().contains("1 answer"));
-        assert!(view.removal(9).unwrap_err().contains("not a member"));
+        assert_eq!(view.removal(9).unwrap(), None);
         let alone = View { members: vec![member(1, "a", true, Some(1), true)], ..view };
         assert!(alone.removal(1).is_err());
     }

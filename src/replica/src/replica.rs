@@ -19,11 +19,12 @@ use crate::bootstrap::{self, Surroundings};
 use crate::clock::{MonotonicClock, SystemClock};
 use crate::config::{PeerAddress, ReplicaConfig};
 use crate::error::{Failure, MembershipError, ProposeError, ReadError, StartError};
-use crate::forward::{Attempt, Proposed, ReadIndex, Unanswered};
+use crate::forward::{Attempt, Proposed, RETRY_PAUSE, ReadIndex, Unanswered};
 use crate::leader::{self, Leadership, Office};
 use crate::membership::{self, Change};
 use crate::network::Network;
 use crate::peers::Peers;
+use crate::roll::Roll;
 use crate::service::{PeerEndpoint, endpoint};
 use crate::status::{self, ReplicaStatus};
 
@@ -59,6 +60,8 @@ pub(crate) struct Inner {
     failure: watch::Sender<Option<Failure>>,
     /// A committed membership with this replica in it was seen since it started.
     pub(crate) was_member: AtomicBool,
+    /// Who was a member since it started.
+    pub(crate) roll: Mutex<Roll>,
     /// Changes of the membership, one at a time.
     pub(crate) membership_changes: tokio::sync::Mutex<()>,
     pub(crate) stopping: CancellationToken,
@@ -105,6 +108,7 @@ impl Replica {
             surroundings: watch::Sender::default(),
             failure: watch::Sender::new(None),
             was_member: AtomicBool::new(false),
+            roll: Mutex::default(),
             membership_changes: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -132,18 +136,21 @@ impl Replica {
         })
     }
 
-    /// Decides `command` if this replica leads in `term`; it is never forwarded. The answer may take as long as the
-    /// leadership lasts.
+    /// Decides `command` if this replica leads in `term`; it is never forwarded. An attempt that fails or whose outcome
+    /// is unknown is repeated, so the answer may take as long as the leadership lasts: without a quorum the leader
+    /// takes nothing, and may find its quorum again in the same term.
     pub async fn propose_as_leader(&self, term: u64, command: Command) -> Result<Response, ProposeError> {
         let proposed = Proposed::new(command)?;
-        let office = *self.inner.office.borrow();
-        let Some(office) = office.filter(|office| office.term == term) else {
-            return Err(ProposeError::NotLeader { term });
-        };
-        match self.inner.write(&office, proposed.into_command()).await {
-            Attempt::Answered(response) => Ok(response),
-            Attempt::Retry(_) => Err(ProposeError::NotLeader { term }),
-            Attempt::Stopped => Err(ProposeError::Fatal),
+        loop {
+            let office = *self.inner.office.borrow();
+            let Some(office) = office.filter(|office| office.term == term) else {
+                return Err(ProposeError::NotLeader { term });
+            };
+            match self.inner.write(&office, proposed.command().clone()).await {
+                Attempt::Answered(response) => return Ok(response),
+                Attempt::Retry(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                Attempt::Stopped => return Err(ProposeError::Fatal),
+            }
         }
     }
 
@@ -203,7 +210,7 @@ impl Replica {
         self.change_membership(Change::Add(replica), deadline).await
     }
 
-    /// Removes a replica.
+    /// Removes a replica; fine if it is none any more.
     pub async fn remove_replica(&self, id: u64, deadline: Instant) -> Result<(), MembershipError> {
         self.change_membership(Change::Remove(id), deadline).await.map(drop)
     }
@@ -222,7 +229,7 @@ impl Replica {
         }
     }
 
-    /// Hands leadership to the follower that is furthest along, keeps pointing to it for a moment, and stops. The
+    /// Hands leadership to the answering follower that is furthest along, keeps pointing to it for a moment, and stops. The
     /// server should go on serving until this returns.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
@@ -321,7 +328,8 @@ impl Inner {
         if metrics.current_leader != Some(self.id) {
             return false;
         }
-        let Some(successor) = status::furthest_follower(&metrics) else { return false };
+        let members = status::members(&metrics, &self.config.timing);
+        let Some(successor) = status::successor(self.id, &members) else { return false };
         tracing::info!(replica = self.id, successor, "handing leadership over");
         if self.raft.trigger().transfer_leader(successor).await.is_err() {
             return false;

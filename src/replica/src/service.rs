@@ -147,8 +147,8 @@ impl PeerService {
             tracing::warn!(caller = %role, name, "refused to take in a replica under another name");
             return Err(Status::permission_denied(format!("{role} cannot join as {name}")));
         }
-        if replica_id == 0 || address.is_empty() {
-            return Err(invalid("a replica joins with its id and its address"));
+        if replica_id == 0 {
+            return Err(invalid("a replica joins with its id"));
         }
         let not_leader =
             |reason: &str| join_reply::Outcome::NotLeader(NotLeader { reason: reason.to_owned() });

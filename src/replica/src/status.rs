@@ -137,10 +137,35 @@ fn lately(timing: &Timing) -> Duration {
     timing.election_max * ANSWERING_TIMEOUTS
 }
 
-/// The voter, other than this leader, that holds the most of its log.
-pub(crate) fn furthest_follower(metrics: &Metrics) -> Option<u64> {
-    let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-    let progress = metrics.replication.as_ref()?;
-    let others = progress.iter().filter(|(id, _)| **id != metrics.id && voters.contains(id));
-    others.max_by_key(|(_, matched)| **matched).map(|(id, _)| *id)
+/// The voter, other than the leader, that holds the most of its log among those that answer it. One that is gone may
+/// have been the furthest, and would never take over.
+pub(crate) fn successor(leader: u64, members: &[MemberStatus]) -> Option<u64> {
+    let others = members.iter().filter(|member| member.voter && member.id != leader);
+    let answering = others.filter(|member| member.answering == Some(true));
+    answering.max_by_key(|member| member.matched_index).map(|member| member.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u64, voter: bool, matched_index: Option<u64>, answers: bool) -> MemberStatus {
+        let (name, address) = (format!("r{id}"), format!("r{id}:1"));
+        MemberStatus { id, name, address, voter, matched_index, answering: Some(answers) }
+    }
+
+    #[test]
+    fn leadership_goes_to_the_furthest_voter_that_answers() {
+        let leader = member(1, true, Some(9), true);
+        let all = [
+            leader.clone(),
+            member(2, true, Some(9), false),
+            member(3, true, Some(5), true),
+            member(4, true, None, true),
+            member(5, false, Some(9), true),
+        ];
+        assert_eq!(successor(1, &all), Some(3));
+        assert_eq!(successor(1, &all[..2]), None);
+        assert_eq!(successor(1, &[leader]), None);
+    }
 }

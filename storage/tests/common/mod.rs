@@ -12,8 +12,13 @@ use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderId;
 use openraft::vote::RaftVote;
-use state_machine::{BootId, Command, Entry, LedgerTime, NodeId, Nqn};
-use storage::{LogEntry, LogId, LogStore, MachineStore, Store, TypeConfig, Vote};
+use state_machine::{
+    BootId, Command, Entry, Generation, LedgerTime, NodeId, Nqn, Problem, ProblemKind, VolumeId,
+};
+use storage::{
+    LogEntry, LogId, LogStore, MAX_ENTRY_BYTES, MachineStore, StorageError, Store, TypeConfig, Vote,
+    check_entry_size,
+};
 
 pub const TERM: u64 = 3;
 pub const REPLICA: u64 = 5;
@@ -44,8 +49,35 @@ pub fn register(index: u64) -> LogEntry {
     let host_nqn = format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-0000-0000-{index:012}");
     let host_nqn = Nqn::parse(&host_nqn).expect("an NQN");
     let boot = BootId::parse(&format!("00000000-0000-0000-0000-{index:012}")).expect("a boot id");
-    let command = Command::RegisterNode { node, boot, host_nqn, max_volumes: 7 };
+    let command = Command::RegisterNode { node, boot, replaces: None, host_nqn, max_volumes: 7 };
     let entry = Entry { at: LedgerTime::default(), command };
+    LogEntry { log_id: log_id(index), payload: EntryPayload::Normal(entry.into()) }
+}
+
+/// A proposal with a message of `message_bytes`.
+pub fn proposal(index: u64, message_bytes: usize) -> Entry {
+    let message = format!("{index:>message_bytes$}");
+    let command = Command::OperationFailed {
+        volume: VolumeId::parse("pvc-1").expect("a volume id"),
+        generation: Generation(index),
+        problem: Problem { kind: ProblemKind::Full, message },
+    };
+    Entry { at: LedgerTime::default(), command }
+}
+
+/// The longest message that [`proposal`] may have.
+pub fn longest_message_bytes() -> usize {
+    let limit = MAX_ENTRY_BYTES as usize;
+    let Err(StorageError::TooLarge { size_bytes, limit_bytes, .. }) = check_entry_size(&proposal(0, limit))
+    else {
+        panic!("a proposal of more than {limit} bytes was let through")
+    };
+    (MAX_ENTRY_BYTES + limit_bytes - size_bytes) as usize
+}
+
+/// An entry of the largest size that may be proposed.
+pub fn largest(index: u64) -> LogEntry {
+    let entry = proposal(index, longest_message_bytes());
     LogEntry { log_id: log_id(index), payload: EntryPayload::Normal(entry.into()) }
 }
 

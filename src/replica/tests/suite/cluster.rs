@@ -152,6 +152,33 @@ async fn a_leaders_word_is_bound_to_its_term() {
 }
 
 #[tokio::test]
+async fn a_leader_without_a_quorum_keeps_its_word_until_it_has_one_again() {
+    let mut cluster = Cluster::formed().await;
+    let leader = cluster.leader().await;
+    let mut leadership = cluster.replica(leader).watch_leadership();
+    let term = leadership.borrow_and_update().unwrap().term;
+    let others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+    for i in &others {
+        cluster.crash(*i).await;
+    }
+    cluster.until("its lease is over", || !cluster.replica(leader).status().quorum_ok).await;
+    let replica = cluster.replica(leader).clone();
+    let proposal = tokio::spawn(async move { replica.propose_as_leader(term, register(1)).await });
+    tokio::pin!(proposal);
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut proposal).await;
+    assert!(early.is_err() || leadership.has_changed().unwrap(), "refused in office: {early:?}");
+
+    for i in others {
+        cluster.start(i).await;
+    }
+    match tokio::time::timeout(Duration::from_secs(15), proposal).await.unwrap().unwrap() {
+        Ok(response) => assert_eq!(response, Response::Done),
+        Err(ProposeError::NotLeader { .. }) => assert!(leadership.has_changed().unwrap(), "still in office"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
 async fn a_command_that_the_log_would_not_take_stops_nobody() {
     let cluster = Cluster::formed().await;
     let huge = state_machine::Command::Reap {

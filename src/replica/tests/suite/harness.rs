@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,19 @@ impl Running {
     }
 }
 
+/// The next port to try. Below what Linux takes for outgoing connections: one of those could take a crashed
+/// replica's port before it is back.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(30_000);
+
+fn free_port() -> u16 {
+    loop {
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
     pub(crate) authority: Authority,
@@ -111,13 +125,8 @@ impl Cluster {
         });
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new(&dir.path().join("tls"));
-        // Bound at the same time, so that no two are equal.
-        let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let place = |(i, listener): (usize, &TcpListener)| PeerAddress {
-            name: format!("r{i}"),
-            address: listener.local_addr().unwrap().to_string(),
-        };
-        let places = listeners.iter().enumerate().map(place).collect();
+        let place = |i| PeerAddress { name: format!("r{i}"), address: format!("127.0.0.1:{}", free_port()) };
+        let places = (0..4).map(place).collect();
         let clock = Arc::new(SystemClock::new());
         Self { dir, authority, places, snapshot_every: 10_000, clock, running: BTreeMap::new() }
     }
@@ -322,6 +331,7 @@ pub(crate) fn register(n: usize) -> Command {
     Command::RegisterNode {
         node: NodeId::parse(&format!("node-{n}")).unwrap(),
         boot: BootId::parse(&format!("boot-{n}")).unwrap(),
+        replaces: None,
         host_nqn: Nqn::parse(&format!("nqn.2014-08.org.nvmexpress:uuid:{n}")).unwrap(),
         max_volumes: 0,
     }
