@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
 use proto::node::v1::{PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest};
-use state_machine::{Generation, NodeMoment, VolumeId};
+use state_machine::{BootId, Generation, NodeMoment, VolumeId};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -37,6 +37,9 @@ const ROUND_PAUSE_MS: u64 = 200;
 const REGISTER_LIMIT_MS: u64 = 10_000;
 /// First and longest pause between rounds of registering, in ms.
 const REGISTER_PAUSE_MS: (u64, u64) = (100, 5_000);
+/// How often in one round the node registers, each time to replace the boot that it was just told of: once without
+/// knowing any, once knowing, and once more if that has changed meanwhile.
+const REGISTER_TRIES: usize = 3;
 
 /// Why the controllers gave no usable answer.
 #[derive(Debug, Error)]
@@ -52,6 +55,14 @@ pub(crate) enum GatewayError {
     LookAgain {
         /// What they said.
         reason: String,
+    },
+    /// They have another boot of this node on record, and keep it.
+    #[error("the controllers have boot {present:?} of this node on record, and not boot {own}; try again")]
+    OtherBoot {
+        /// The boot on record, in their words.
+        present: String,
+        /// The boot that this is.
+        own: BootId,
     },
     /// They will not hear the question.
     #[error("the controllers refused ({code:?}): {reason}")]
@@ -145,35 +156,66 @@ impl Gateway {
         let mut said = String::new();
         while let Err(error) = self.register(Instant::now() + Duration::from_millis(REGISTER_LIMIT_MS)).await
         {
-            let error = error.to_string();
-            if error != said {
-                tracing::warn!(node = %self.identity.node, error, "not registered yet");
-                said = error;
+            let (node, text) = (&self.identity.node, error.to_string());
+            match error {
+                // Only people can resolve this, so it is said at each try: nothing can be staged here until then.
+                GatewayError::Refused { .. } => {
+                    let NodeIdentity { boot, host_nqn, .. } = &self.identity;
+                    tracing::error!(
+                        %node, %boot, %host_nqn, error = text,
+                        "the controllers refuse to register this node, and no volume can be staged here: does \
+                         another machine bear its name, or did its host NQN change while connections may live?"
+                    );
+                }
+                GatewayError::NoAnswer { .. }
+                | GatewayError::LookAgain { .. }
+                | GatewayError::OtherBoot { .. } => {
+                    if text != said {
+                        tracing::warn!(%node, error = text, "not registered yet");
+                    }
+                }
             }
+            said = text;
             sleep(Duration::from_millis(pause_ms)).await;
             pause_ms = (pause_ms * 2).min(longest_ms);
         }
     }
 
-    /// Makes the node known to the controllers.
+    /// Makes the node known to the controllers, in its present boot.
     pub(crate) async fn register(&self, until: Instant) -> Result<(), GatewayError> {
-        let request = RegisterRequest {
-            node_id: self.identity.node.to_string(),
-            boot_id: self.identity.boot.to_string(),
-            host_nqn: self.identity.host_nqn.to_string(),
-            max_volumes: self.identity.max_volumes,
-        };
-        let asked = self.ask(until, |mut client, limit| {
-            let request = with_limit(request.clone(), limit);
-            async move { client.register(request).await }
-        });
-        let answer = asked.await.map(|_| ());
+        let answer = self.replace_boot(until).await;
         self.registered.send_replace(answer.is_ok());
         if answer.is_ok() {
             let NodeIdentity { node, boot, host_nqn, max_volumes } = &self.identity;
             tracing::info!(%node, %boot, %host_nqn, max_volumes, "registered with the controllers");
         }
         answer
+    }
+
+    /// Registers until this boot is the one on record. Each request names the boot that it replaces: delivered late,
+    /// when there is a later one, it changes nothing.
+    async fn replace_boot(&self, until: Instant) -> Result<(), GatewayError> {
+        let own = &self.identity.boot;
+        let mut present = String::new();
+        for _ in 0..REGISTER_TRIES {
+            let request = RegisterRequest {
+                node_id: self.identity.node.to_string(),
+                boot_id: own.to_string(),
+                host_nqn: self.identity.host_nqn.to_string(),
+                max_volumes: self.identity.max_volumes,
+                replaces_boot_id: present,
+            };
+            let asked = self.ask(until, |mut client, limit| {
+                let request = with_limit(request.clone(), limit);
+                async move { client.register(request).await }
+            });
+            present = asked.await?.present_boot_id;
+            if present == own.as_str() {
+                return Ok(());
+            }
+            tracing::info!(node = %self.identity.node, boot = %own, present, "another boot is on record");
+        }
+        Err(GatewayError::OtherBoot { present, own: own.clone() })
     }
 
     /// Asks whether the attachment of this generation stands, so that the node may connect.

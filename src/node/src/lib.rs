@@ -1,9 +1,9 @@
 //! The node plugin: what happens to volumes on one node.
 //!
 //! It serves CSI's Node service to kubelet, connects volumes over a fabric and mounts them.
-//! It holds no state: what is connected and mounted is read from the system whenever it matters. Before a new
-//! connection it asks the controllers whether its attachment stands, and when a volume is unstaged it tells them
-//! that it is not connected; whatever they do not decide is UNAVAILABLE, and kubelet tries again.
+//! It holds no state: what is connected and mounted is read from the system whenever it matters. Before it stages
+//! a volume it asks the controllers whether its attachment stands, and when the volume is unstaged, or could not be
+//! staged, it tells them that it is not connected; whatever they do not decide is UNAVAILABLE, and kubelet tries again.
 //!
 //! Life cycle: [`run`] takes a [`NodeConfig`], waits for a predecessor's operations to end, registers the node with
 //! the controllers however long that takes, serves until it is told to stop, and lets running operations end.
@@ -26,6 +26,7 @@ mod run;
 mod service;
 mod stage;
 mod tool;
+mod undo;
 mod volumes;
 
 pub use config::{Deadlines, FabricConfig, NodeConfig, TlsFiles};

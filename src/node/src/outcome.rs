@@ -45,6 +45,9 @@ pub(crate) enum NodeError {
     /// The appliance's new size has not arrived.
     #[error("volume {volume} has {size_bytes} bytes on this node, {required_bytes} are wanted; try again")]
     NotGrownYet { volume: VolumeId, size_bytes: u64, required_bytes: u64 },
+    /// Staging failed, and the volume could not be disconnected again, or the controllers do not know it.
+    #[error("{failure}; and it may still be connected here: {undo}; try again")]
+    NotUndone { failure: Box<NodeError>, undo: Box<NodeError> },
     /// The controllers did not say.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
@@ -60,15 +63,18 @@ impl NodeError {
     fn code(&self) -> Code {
         match self {
             Self::Busy { .. } => Code::Aborted,
+            // Nothing is known of how far it came, so kubelet has to come back.
+            Self::BrokenOff { .. } | Self::NotUndone { .. } => Code::Unavailable,
             Self::Stopping | Self::NotGrownYet { .. } => Code::Unavailable,
-            Self::BrokenOff { .. } => Code::Internal,
             Self::Differs { .. } => Code::AlreadyExists,
             Self::NotThere { .. } => Code::NotFound,
             Self::DoesNotStand { .. } | Self::NotNow { .. } | Self::InUse { .. } => Code::FailedPrecondition,
             Self::TooLarge { .. } => Code::OutOfRange,
-            Self::Gateway(GatewayError::NoAnswer { .. } | GatewayError::LookAgain { .. }) => {
-                Code::Unavailable
-            }
+            Self::Gateway(
+                GatewayError::NoAnswer { .. }
+                | GatewayError::LookAgain { .. }
+                | GatewayError::OtherBoot { .. },
+            ) => Code::Unavailable,
             Self::Gateway(GatewayError::Refused { .. }) => Code::FailedPrecondition,
             // Unknown is never NOT_FOUND, and is tried again.
             Self::Fabric(FabricError::Unreachable { .. } | FabricError::Unknown { .. }) => Code::Unavailable,

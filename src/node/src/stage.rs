@@ -1,8 +1,9 @@
 //! Staging: the volume becomes a device of this node, and its file system is mounted once.
 //!
-//! CSI 1.12, "NodeStageVolume" and "NodeUnstageVolume". A device is formatted only on a proof that it is empty;
+//! CSI 1.12, "NodeStageVolume" and "NodeUnstageVolume". Nothing is staged, be it connected already, without
+//! the controllers' word that the attachment stands. A device is formatted only on a proof that it is empty;
 //! nothing is disconnected while anybody uses it; and an unstaged volume is one of which the controllers know
-//! that it is not connected here.
+//! that it is not connected here. What a failed stage leaves is `undo`'s.
 
 use std::path::Path;
 
@@ -19,16 +20,24 @@ use crate::volumes::{NodeVolumes, resolve};
 const VISIBLE_FLAGS: &[&str] = &["noatime", "nodiratime", "nodev", "noexec", "nosuid", "sync", "dirsync"];
 
 impl NodeVolumes {
-    /// Connects the volume, and mounts it if it is used as a file system. Done already is success.
+    /// Connects the volume, and mounts it if it is used as a file system. Done already is success, if the
+    /// controllers agree.
     pub(crate) async fn stage(&self, request: NodeStage, until: Instant) -> Result<(), NodeError> {
-        let volume = &request.volume;
+        match self.try_to_stage(&request, until).await {
+            Ok(()) => Ok(()),
+            Err(failure) => Err(self.undo_stage(&request, failure, until).await),
+        }
+    }
+
+    async fn try_to_stage(&self, request: &NodeStage, until: Instant) -> Result<(), NodeError> {
+        let (volume, generation) = (&request.volume, request.publish.generation);
         let staging = resolve(&request.staging_path).await?;
-        let device = match self.fabric.find(volume).await? {
+        let seen = self.fabric.find(volume).await?;
+        // Also of what is connected: the controllers may have another picture, and are to have this one.
+        self.ask_permission(volume, generation, until).await?;
+        let device = match seen {
             Observed::Known(device) => device,
-            Observed::Absent => {
-                let generation = request.publish.generation;
-                self.connect(&connect_of(&request), generation, until).await?
-            }
+            Observed::Absent => self.connect(&connect_of(request), generation).await?,
         };
         let mounted = self.mount_at(&staging).await?;
         match request.access_type() {
@@ -43,7 +52,7 @@ impl NodeVolumes {
                     let existing = format!("a block device, published at {}", target.display());
                     return Err(differs(volume, &staging, &existing, "a file system"));
                 }
-                let options = options_of(&request, fs_type);
+                let options = options_of(request, fs_type);
                 match mounted {
                     Some(entry) if entry.device == device.id => same_mount(volume, &entry, &options),
                     Some(entry) => {
@@ -102,21 +111,28 @@ impl NodeVolumes {
                     return Err(NodeError::InUse { volume: volume.clone(), holders: published });
                 }
                 self.unmount(volume, &staging, Some(&device.id)).await?;
-                let holders = self.fabric.holders(&device).await?;
-                if !holders.is_empty() {
-                    return Err(NodeError::InUse { volume: volume.clone(), holders });
-                }
-                self.fabric.disconnect(&device).await?;
-                let (device, node) = (device.path.display(), &self.identity.node);
-                tracing::info!(%volume, %node, fabric = self.fabric.name(), %device, "disconnected");
+                self.disconnect_unheld(&device).await?;
             }
         }
         self.forget_block_targets(&staging).await?;
         self.report_disconnected(volume, until).await
     }
 
+    /// Disconnects the device, unless somebody holds it.
+    pub(crate) async fn disconnect_unheld(&self, device: &Device) -> Result<(), NodeError> {
+        let volume = &device.volume;
+        let holders = self.fabric.holders(device).await?;
+        if !holders.is_empty() {
+            return Err(NodeError::InUse { volume: volume.clone(), holders });
+        }
+        self.fabric.disconnect(device).await?;
+        let (device, node) = (device.path.display(), &self.identity.node);
+        tracing::info!(%volume, %node, fabric = self.fabric.name(), %device, "disconnected");
+        Ok(())
+    }
+
     /// Where the volume is on this node besides its staging path, in words.
-    async fn published(&self, staging: &Path, device: &Device) -> Result<Vec<String>, NodeError> {
+    pub(crate) async fn published(&self, staging: &Path, device: &Device) -> Result<Vec<String>, NodeError> {
         let table = self.mounts.table().await?;
         let mounts = table.iter().filter(|entry| entry.device == device.id && entry.path != staging);
         let mut published: Vec<_> =

@@ -33,17 +33,12 @@ pub(crate) struct NodeVolumes {
 }
 
 impl NodeVolumes {
-    /// Connects the volume, if the controllers say by `until` that its attachment stands.
-    ///
-    /// The permission is asked for under the volume's operation lock and after a look that found no connection;
-    /// so nothing that this node says in between can contradict it.
+    /// Connects the volume. The controllers have said that its attachment stands.
     pub(crate) async fn connect(
         &self,
         connect: &Connect,
         generation: Generation,
-        until: Instant,
     ) -> Result<Device, NodeError> {
-        self.ask_permission(&connect.volume, generation, until).await?;
         let begun = StdInstant::now();
         let result = self.fabric.connect(connect).await;
         self.metrics.connect(result.is_ok(), begun.elapsed());
@@ -55,7 +50,11 @@ impl NodeVolumes {
         Ok(device)
     }
 
-    async fn ask_permission(
+    /// Has the controllers say by `until` that the attachment stands, and record that the node connects.
+    ///
+    /// It is asked for under the volume's operation lock, and nobody else connects or disconnects it meanwhile: so
+    /// nothing that this node says in between can contradict it.
+    pub(crate) async fn ask_permission(
         &self,
         volume: &VolumeId,
         generation: Generation,
@@ -67,7 +66,7 @@ impl NodeVolumes {
             match self.gateway.permit_connect(volume, generation, &moment, until).await {
                 Ok(Permission::Stands) => return Ok(()),
                 Ok(Permission::Refused(reason)) => {
-                    tracing::warn!(%volume, node = %self.identity.node, %generation, reason, "must not connect");
+                    tracing::warn!(%volume, node = %self.identity.node, %generation, reason, "must not be connected");
                     return Err(NodeError::DoesNotStand { volume: volume.clone(), generation, reason });
                 }
                 Err(GatewayError::LookAgain { reason }) => {

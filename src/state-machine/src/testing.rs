@@ -160,16 +160,14 @@ impl Ledger {
 
 impl Response {
     pub(crate) fn generation(self) -> Generation {
-        match self {
-            Response::Pending { generation } | Response::Attached { generation } => generation,
-            other => panic!("no generation in {other:?}"),
+        if let Response::Pending { generation } | Response::Attached { generation } = self {
+            return generation;
         }
+        panic!("no generation in {self:?}")
     }
 
     pub(crate) fn refusal(self) -> Refusal {
-        match self {
-            Response::Refused(refusal) => refusal,
-            other => panic!("not refused: {other:?}"),
-        }
+        let Response::Refused(refusal) = self else { panic!("not refused: {self:?}") };
+        refusal
     }
 }

@@ -133,6 +133,7 @@ pub(crate) trait Fabric: Send + Sync + 'static {
     async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError>;
 
     /// Connects the volume and waits, for a bounded time, until its device is there. Connected already is success.
+    /// After an error nothing goes on connecting in the background: [`Fabric::find`] tells what is left of it.
     async fn connect(&self, connect: &Connect) -> Result<Device, FabricError>;
 
     /// Has the system look at the device's size again, and waits, for a bounded time, until it has at least

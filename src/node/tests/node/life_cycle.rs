@@ -1,77 +1,15 @@
 //! A volume's life on a node with the fake fabric: through the real socket, against scripted controllers.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use crate::common::gateway::{Answer, Gateway, Heard};
-use crate::common::requests::{
-    GENERATION, VOLUME, block, expand, file_system, publish, stage, stats, unpublish, unstage,
-};
-use crate::common::{BOOT, TestNode, config, directory, free_address, refused, wait_for};
+use crate::common::requests::{GENERATION, VOLUME, block, expand, file_system, stage, stats, unstage};
+use crate::common::story::{Story, ext4, rwx};
+use crate::common::{BOOT, TestNode, config, directory, free_address, get, refused, wait_for};
 use proto::csi::v1::VolumeCapability;
 use proto::csi::v1::volume_capability::access_mode::Mode;
 use proto::csi::v1::volume_usage::Unit;
-use tempfile::TempDir;
-use tonic::{Code, Status};
-
-/// A node, its controllers, and kubelet's paths.
-struct Story {
-    node: TestNode,
-    gateway: Gateway,
-    staging: PathBuf,
-    target: PathBuf,
-    _directory: TempDir,
-}
-
-impl Story {
-    async fn begin() -> Self {
-        let (guard, directory) = directory();
-        let gateway = Gateway::start().await;
-        let node = TestNode::fake(&directory, &gateway).await;
-        let staging = directory.join("staging");
-        fs::create_dir(&staging).unwrap();
-        Self { node, gateway, staging, target: directory.join("target"), _directory: guard }
-    }
-
-    async fn stage(&mut self, capability: &VolumeCapability) -> Result<(), Status> {
-        self.node.client.node_stage_volume(stage(&self.staging, capability.clone())).await.map(drop)
-    }
-
-    async fn unstage(&mut self) -> Result<(), Status> {
-        self.node.client.node_unstage_volume(unstage(&self.staging)).await.map(drop)
-    }
-
-    async fn publish_at(
-        &mut self,
-        target: &Path,
-        capability: &VolumeCapability,
-        readonly: bool,
-    ) -> Result<(), Status> {
-        let request = publish(&self.staging, target, capability.clone(), readonly);
-        self.node.client.node_publish_volume(request).await.map(drop)
-    }
-
-    async fn publish(&mut self, capability: &VolumeCapability) -> Result<(), Status> {
-        self.publish_at(&self.target.clone(), capability, false).await
-    }
-
-    async fn unpublish(&mut self) -> Result<(), Status> {
-        self.node.client.node_unpublish_volume(unpublish(&self.target)).await.map(drop)
-    }
-
-    /// Puts a file where the fake machine looks for it.
-    fn play(&self, file: &str, text: &str) {
-        fs::write(self.node.directory.join("machine").join(file).join(VOLUME), text).unwrap();
-    }
-}
-
-fn ext4() -> VolumeCapability {
-    file_system("ext4", &["noatime"], Mode::SingleNodeWriter)
-}
-
-fn rwx() -> VolumeCapability {
-    block(Mode::MultiNodeMultiWriter)
-}
+use tonic::Code;
 
 #[tokio::test]
 async fn a_file_systems_life_each_step_twice() {
@@ -80,7 +18,9 @@ async fn a_file_systems_life_each_step_twice() {
         story.stage(&ext4()).await.unwrap();
     }
     let heard = story.gateway.heard();
-    let [Heard::Permit(permit)] = heard.as_slice() else { panic!("one connect, one question: {heard:?}") };
+    let [Heard::Permit(permit), Heard::Permit(_)] = heard.as_slice() else {
+        panic!("each stage asks: {heard:?}")
+    };
     assert_eq!((permit.node_id.as_str(), permit.boot_id.as_str()), ("node-a", BOOT));
     assert_eq!((permit.volume_id.as_str(), permit.generation), (VOLUME, GENERATION));
     for _ in 0..2 {
@@ -141,17 +81,6 @@ async fn a_block_volumes_life_each_step_twice() {
 }
 
 #[tokio::test]
-async fn a_generation_that_does_not_stand_is_not_connected() {
-    let mut story = Story::begin().await;
-    story.gateway.next([Answer::DoesNotStand("it is being revoked")]);
-    let words = ["must not be connected under generation 42", "it is being revoked"];
-    refused(story.stage(&rwx()).await, Code::FailedPrecondition, &words);
-    assert!(!story.node.is_connected(VOLUME));
-    refused(story.publish(&rwx()).await, Code::FailedPrecondition, &["not staged"]);
-    story.stage(&rwx()).await.unwrap();
-}
-
-#[tokio::test]
 async fn without_a_decision_nothing_is_connected() {
     let mut story = Story::begin().await;
     story.gateway.always(Some(Answer::Error(Code::Unavailable, "no leader")));
@@ -208,6 +137,10 @@ async fn an_unstage_is_done_only_when_the_controllers_know() {
 async fn asked_to_look_again_it_registers_and_speaks_of_a_later_moment() {
     let mut story = Story::begin().await;
     let asked = || [Answer::Error(Code::Aborted, "past"), Answer::Error(Code::NotFound, "unknown")];
+    wait_for("the first registration", async || {
+        get(&story.node.http, "/readyz").await.starts_with("HTTP/1.1 200")
+    })
+    .await;
     story.gateway.heard_all();
     story.gateway.next(asked());
     story.stage(&rwx()).await.unwrap();

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod failed_stage;
 mod life_cycle;
 mod loop_device;
 mod plugin;
+mod registration;

@@ -1,7 +1,7 @@
 //! `rds-csi ctl`: questions and orders of the person on call.
 //!
-//! Life cycle: flags or a file say where the replicas are and who asks ([`access`]); each question goes to one
-//! replica after the other until one answers ([`call`]); the answer is printed as a table or as JSON ([`render`]).
+//! Life cycle: flags or a file say where the replicas are and who asks (`access`); each question goes to one
+//! replica after the other until one answers (`call`); the answer is printed as a table or as JSON (`render`).
 
 mod access;
 mod call;

@@ -31,8 +31,12 @@ pub(crate) enum Heard {
 /// What it is to answer next, instead of yes.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
+    /// As if it were not scripted.
+    Yes,
     /// The attachment does not stand.
     DoesNotStand(&'static str),
+    /// To a registration: this boot has come to be on record meanwhile.
+    OtherBoot(&'static str),
     /// An error.
     Error(Code, &'static str),
 }
@@ -44,6 +48,8 @@ struct Script {
     answers: VecDeque<Answer>,
     /// For registrations.
     register_answers: VecDeque<Answer>,
+    /// The boot on record.
+    present_boot: Option<String>,
     /// What permits and reports get as long as it is set.
     always: Option<Answer>,
 }
@@ -98,6 +104,11 @@ impl Gateway {
         self.script.lock().unwrap().register_answers.extend(answers);
     }
 
+    /// Puts a boot of the node on record.
+    pub(crate) fn record_boot(&self, boot: &str) {
+        self.script.lock().unwrap().present_boot = Some(boot.to_owned());
+    }
+
     /// The answer to every permit and report from now on.
     pub(crate) fn always(&self, answer: Option<Answer>) {
         self.script.lock().unwrap().always = answer;
@@ -136,10 +147,19 @@ impl Scripted {
 #[tonic::async_trait]
 impl NodeGateway for Scripted {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterReply>, Status> {
-        match self.hear(Heard::Register(request.into_inner())) {
-            Some(Answer::Error(code, reason)) => Err(Status::new(code, reason)),
-            Some(Answer::DoesNotStand(_)) | None => Ok(Response::new(RegisterReply {})),
+        let answer = self.hear(Heard::Register(request.get_ref().clone()));
+        let mut script = self.script.lock().unwrap();
+        match answer {
+            Some(Answer::Error(code, reason)) => return Err(Status::new(code, reason)),
+            Some(Answer::OtherBoot(boot)) => script.present_boot = Some(boot.to_owned()),
+            Some(Answer::Yes | Answer::DoesNotStand(_)) | None => {}
         }
+        let RegisterRequest { boot_id, replaces_boot_id, .. } = request.into_inner();
+        let present = script.present_boot.get_or_insert_with(|| boot_id.clone());
+        if *present == replaces_boot_id {
+            *present = boot_id;
+        }
+        Ok(Response::new(RegisterReply { present_boot_id: present.clone() }))
     }
 
     async fn permit_connect(
@@ -149,10 +169,13 @@ impl NodeGateway for Scripted {
         let answer = self.hear(Heard::Permit(request.into_inner()));
         self.turns.acquire().await.unwrap().forget();
         match answer {
-            None => Ok(Response::new(PermitConnectReply { stands: true, reason: String::new() })),
+            Some(Answer::Yes) | None => {
+                Ok(Response::new(PermitConnectReply { stands: true, reason: String::new() }))
+            }
             Some(Answer::DoesNotStand(reason)) => {
                 Ok(Response::new(PermitConnectReply { stands: false, reason: reason.to_owned() }))
             }
+            Some(Answer::OtherBoot(_)) => panic!("no answer to a permit"),
             Some(Answer::Error(code, reason)) => Err(Status::new(code, reason)),
         }
     }
@@ -163,7 +186,9 @@ impl NodeGateway for Scripted {
     ) -> Result<Response<ReportDisconnectedReply>, Status> {
         match self.hear(Heard::Disconnected(request.into_inner())) {
             Some(Answer::Error(code, reason)) => Err(Status::new(code, reason)),
-            Some(Answer::DoesNotStand(_)) | None => Ok(Response::new(ReportDisconnectedReply {})),
+            Some(Answer::Yes | Answer::DoesNotStand(_) | Answer::OtherBoot(_)) | None => {
+                Ok(Response::new(ReportDisconnectedReply {}))
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod gateway;
 pub(crate) mod requests;
+pub(crate) mod story;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::time::Duration;
 use node::{Deadlines, FabricConfig, NodeConfig, RunError};
 use proto::csi::v1::node_client::NodeClient;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -96,6 +99,16 @@ pub(crate) fn directory() -> (TempDir, PathBuf) {
     let guard = tempfile::tempdir().unwrap();
     let path = guard.path().canonicalize().unwrap();
     (guard, path)
+}
+
+/// The answer to a GET, with its head.
+pub(crate) async fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 /// Waits until `condition` holds; panics when patience is out.
