@@ -19,11 +19,13 @@ const CYCLES: usize = 30;
 /// Callers, each with volumes of its own.
 const CALLERS: usize = 6;
 
-/// Acknowledgements that callers get between two kills, all together: load, not a pause, spaces them.
-const ACKNOWLEDGED_PER_CYCLE: usize = 20;
+/// Acknowledgements that every caller gets between two kills: load, not a pause, spaces them. That it is every caller
+/// lets slow things finish too, such as the making of a disk: with leaders that live too short, they never would.
+const ACKNOWLEDGED_PER_CYCLE: usize = 3;
 
-/// Volumes that a caller makes before it goes on with those that it has.
-const VOLUMES_PER_CALLER: usize = 3;
+/// A caller has one volume at first, and every so many steps makes another, up to so many.
+const STEPS_PER_VOLUME: usize = 10;
+const MOST_VOLUMES: usize = 6;
 
 /// What a caller was told: its volumes, and for each the node that has it.
 type Acknowledged = BTreeMap<String, Option<&'static str>>;
@@ -48,7 +50,7 @@ impl Caller {
     /// One more thing done and acknowledged.
     async fn step(&mut self) -> Result<()> {
         let made = self.acknowledged.len();
-        if made < VOLUMES_PER_CALLER {
+        if made == 0 || (made < MOST_VOLUMES && self.turn.is_multiple_of(STEPS_PER_VOLUME)) {
             let name = format!("caller-{}-volume-{made}", self.number);
             let csi = self.next();
             let id = volume_id(insist("create", || csi.create(create(&name, MIB))).await?);
@@ -97,7 +99,7 @@ async fn a_leader_killed_and_back_at_once_loses_nothing() -> Result<()> {
     Lab::tell(async |lab| {
         let replicas: Vec<Csi> = lab.controllers().iter().map(|name| lab.csi(name)).collect::<Result<_>>()?;
         let enough = Arc::new(AtomicBool::new(false));
-        let (count, mut counted) = watch::channel(0_usize);
+        let (count, mut counted) = watch::channel([0_usize; CALLERS]);
         let mut callers = JoinSet::new();
         for number in 0..CALLERS {
             let (enough, count, replicas) = (enough.clone(), count.clone(), replicas.clone());
@@ -111,17 +113,20 @@ async fn a_leader_killed_and_back_at_once_loses_nothing() -> Result<()> {
                 };
                 while !enough.load(Ordering::Relaxed) {
                     caller.step().await.with_context(|| format!("caller {number}"))?;
-                    count.send_modify(|count| *count += 1);
+                    count.send_modify(|count| count[number] += 1);
                 }
                 anyhow::Ok(caller.acknowledged)
             });
         }
         drop(count);
         for _ in 0..CYCLES {
-            let until = *counted.borrow() + ACKNOWLEDGED_PER_CYCLE;
-            if counted.wait_for(|count| *count >= until).await.is_err() {
-                // All callers gave up; what they say comes below.
-                break;
+            let until = counted.borrow().map(|count| count + ACKNOWLEDGED_PER_CYCLE);
+            let all_got_on =
+                |count: &[usize; CALLERS]| count.iter().zip(&until).all(|(count, until)| count >= until);
+            tokio::select! {
+                got_on = counted.wait_for(all_got_on) => drop(got_on?),
+                // Before the end: it failed, and says why.
+                Some(ended) = callers.join_next() => drop(ended??),
             }
             let leader = lab.leader_name().await?;
             lab.kill(&leader)?;

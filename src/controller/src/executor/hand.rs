@@ -52,10 +52,16 @@ impl Hand {
 
     /// The slot was seen free after the intent was recorded, so a file without its disk is left of our own attempts.
     async fn create(&self, step: &Step) -> Result<(), BackendError> {
-        if self.backend.look(&step.volume, &step.parameters.volume_path).await? == Presence::FileOnly {
-            self.remove(step).await?;
+        let spec = self.disk(step, step.size)?;
+        let created = self.backend.create(&spec).await;
+        if !matches!(created, Err(BackendError::Conflict { .. })) {
+            return created;
         }
-        self.backend.create(&self.disk(step, step.size)?).await
+        match self.backend.look(&step.volume, &step.parameters.volume_path).await? {
+            Presence::FileOnly => self.remove(step).await?,
+            Presence::Disk(_) | Presence::Absent => return created,
+        }
+        self.backend.create(&spec).await
     }
 
     async fn expand(&self, step: &Step, to: ByteSize) -> Result<(), BackendError> {
