@@ -35,6 +35,7 @@ struct Caller {
     number: usize,
     replicas: Vec<Csi>,
     turn: usize,
+    steps: usize,
     acknowledged: Acknowledged,
     /// The newest generation that a publish answered, by volume: it only grows.
     generations: BTreeMap<String, u64>,
@@ -50,7 +51,8 @@ impl Caller {
     /// One more thing done and acknowledged.
     async fn step(&mut self) -> Result<()> {
         let made = self.acknowledged.len();
-        if made == 0 || (made < MOST_VOLUMES && self.turn.is_multiple_of(STEPS_PER_VOLUME)) {
+        self.steps += 1;
+        if made == 0 || (made < MOST_VOLUMES && self.steps.is_multiple_of(STEPS_PER_VOLUME)) {
             let name = format!("caller-{}-volume-{made}", self.number);
             let csi = self.next();
             let id = volume_id(insist("create", || csi.create(create(&name, MIB))).await?);
@@ -58,12 +60,12 @@ impl Caller {
             return Ok(());
         }
         let csi = self.next();
-        let at = self.turn % made;
+        let at = self.steps % made;
         let (id, node) =
             self.acknowledged.iter().nth(at).map(|(id, node)| (id.clone(), *node)).context("a volume")?;
         let now = match node {
             None => {
-                let node = if self.turn.is_multiple_of(2) { "node-a" } else { "node-b" };
+                let node = if self.steps.is_multiple_of(3) { "node-a" } else { "node-b" };
                 let answer = insist("publish", || csi.publish(publish(&id, node))).await?;
                 let generation: u64 =
                     answer.publish_context.get("generation").context("a generation")?.parse()?;
@@ -108,6 +110,7 @@ async fn a_leader_killed_and_back_at_once_loses_nothing() -> Result<()> {
                     number,
                     replicas,
                     turn: number,
+                    steps: 0,
                     acknowledged: BTreeMap::new(),
                     generations: BTreeMap::new(),
                 };
