@@ -93,7 +93,8 @@ impl NodeGateway for Gateway {
             }
             Err(refusal) => (false, refusal.to_string()),
         };
-        tracing::info!(%volume, %node, generation = generation.0, stands, reason, "node asked whether it may connect");
+        let term = self.replica.status().term;
+        tracing::info!(%volume, %node, generation = generation.0, term, stands, reason, "node asked whether it may connect");
         Ok(Response::new(v1::PermitConnectReply { stands, reason }))
     }
 
@@ -107,7 +108,8 @@ impl NodeGateway for Gateway {
         let moment = moment(&message.boot_id, message.since_boot_ns)?;
         let command = Command::ReportDisconnected { volume: volume.clone(), node: node.clone(), moment };
         self.propose(&request, command).await?.map_err(|refusal| status::of_refusal(&refusal))?;
-        tracing::info!(%volume, %node, "node reported that it is not connected");
+        let term = self.replica.status().term;
+        tracing::info!(%volume, %node, term, "node reported that it is not connected");
         Ok(Response::new(v1::ReportDisconnectedReply {}))
     }
 }

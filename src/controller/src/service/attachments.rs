@@ -36,7 +36,8 @@ impl ControllerService {
         self.metrics.attach(begun.elapsed(), result.is_ok(), is_conflict);
         if let Err(status) = &result {
             let (volume, node, reason) = (&wanted.volume, &wanted.node, status.message());
-            tracing::info!(%volume, %node, code = ?status.code(), reason, "not attached");
+            let term = self.replica.status().term;
+            tracing::info!(%volume, %node, term, code = ?status.code(), reason, "not attached");
         }
         result
     }
@@ -70,7 +71,8 @@ impl ControllerService {
                 )));
             }
         };
-        tracing::info!(volume = %id, %node, generation = generation.0, %mode, "attached");
+        let term = self.replica.status().term;
+        tracing::info!(volume = %id, %node, generation = generation.0, term, %mode, "attached");
         let fs_type = match mode.access_type {
             AccessType::Mount { fs_type } => fs_type,
             AccessType::Block => class_fs_type,
@@ -95,11 +97,12 @@ impl ControllerService {
         let result = self.detach(&wanted, deadline).await;
         self.metrics.detach(begun.elapsed(), result.is_ok());
         let (volume, node) = (&wanted.volume, wanted.node.as_ref().map_or("all nodes", NodeId::as_str));
+        let term = self.replica.status().term;
         match &result {
-            Ok(()) if self.require_detach_proof => tracing::info!(%volume, node, "detached"),
-            Ok(()) => tracing::warn!(%volume, node, "detached, unproven: requireDetachProof is off"),
+            Ok(()) if self.require_detach_proof => tracing::info!(%volume, node, term, "detached"),
+            Ok(()) => tracing::warn!(%volume, node, term, "detached, unproven: requireDetachProof is off"),
             Err(status) => {
-                tracing::info!(%volume, node, code = ?status.code(), reason = status.message(), "not detached");
+                tracing::info!(%volume, node, term, code = ?status.code(), reason = status.message(), "not detached");
             }
         }
         result.map(|()| v1::ControllerUnpublishVolumeResponse {})

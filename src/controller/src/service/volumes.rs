@@ -28,7 +28,8 @@ impl ControllerService {
             status::of_operation(&id, &self.wait_for_operation(&id, generation, deadline).await?)?;
         }
         let volume = self.existing(&id, deadline).await?;
-        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), "volume created");
+        let term = self.replica.status().term;
+        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), term, "volume created");
         Ok(v1::CreateVolumeResponse { volume: Some(self.volume_message(&volume)?) })
     }
 
@@ -44,7 +45,8 @@ impl ControllerService {
             if ended != OperationStatus::VolumeGone {
                 status::of_operation(&id, &ended)?;
             }
-            tracing::info!(volume = %id, generation = generation.0, "volume deleted");
+            let term = self.replica.status().term;
+            tracing::info!(volume = %id, generation = generation.0, term, "volume deleted");
         }
         Ok(v1::DeleteVolumeResponse {})
     }
@@ -68,7 +70,8 @@ impl ControllerService {
         if volume.size < wanted.size.required {
             return Err(Status::aborted(format!("volume {id} was not expanded; try again")));
         }
-        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), "volume expanded");
+        let term = self.replica.status().term;
+        tracing::info!(volume = %id, generation = volume.generation.0, bytes = volume.size.bytes(), term, "volume expanded");
         Ok(v1::ControllerExpandVolumeResponse {
             capacity_bytes: i64::try_from(volume.size.bytes()).unwrap_or(i64::MAX),
             // The node has a device, and perhaps a file system on it, that do not grow by themselves.
