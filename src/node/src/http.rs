@@ -37,7 +37,7 @@ async fn ready(State(observable): State<Observable>) -> (StatusCode, &'static st
 
 async fn metrics(State(observable): State<Observable>) -> Result<String, (StatusCode, String)> {
     match observable.fabric.connections().await {
-        Ok(count) => observable.metrics.connections(count),
+        Ok(connections) => observable.metrics.connections(connections.volumes.len()),
         Err(error) => tracing::warn!(%error, "the connections are not counted at this scrape"),
     }
     observable.metrics.render().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))

@@ -79,7 +79,7 @@ impl NodeError {
             // Unknown is never NOT_FOUND, and is tried again.
             Self::Fabric(FabricError::Unreachable { .. } | FabricError::Unknown { .. }) => Code::Unavailable,
             Self::Fabric(FabricError::StillThere { .. }) => Code::FailedPrecondition,
-            Self::Fabric(FabricError::Uncounted(_) | FabricError::Tool(_)) => Code::Internal,
+            Self::Fabric(FabricError::Unseen(_) | FabricError::Tool(_)) => Code::Internal,
             Self::Mount(MountError::Foreign { .. }) => Code::FailedPrecondition,
             Self::Mount(MountError::OutOfTime { .. }) => Code::Unavailable,
             Self::Mount(MountError::Tool(_) | MountError::Io { .. }) => Code::Internal,

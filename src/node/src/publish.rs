@@ -124,7 +124,7 @@ impl NodeVolumes {
         let target = resolve(&request.target_path).await?;
         let device = match self.fabric.find(volume).await? {
             Observed::Known(device) => Some(device.id),
-            Observed::Absent => None,
+            Observed::Absent | Observed::WithoutDevice(_) => None,
         };
         self.unmount(volume, &target, device.as_ref()).await?;
         let metadata = match fs::symlink_metadata(&target).await {

@@ -37,7 +37,9 @@ impl NodeVolumes {
         self.ask_permission(volume, generation, until).await?;
         let device = match seen {
             Observed::Known(device) => device,
-            Observed::Absent => self.connect(&connect_of(request), generation).await?,
+            Observed::Absent | Observed::WithoutDevice(_) => {
+                self.connect(&connect_of(request), generation).await?
+            }
         };
         let mounted = self.mount_at(&staging).await?;
         match request.access_type() {
@@ -105,6 +107,10 @@ impl NodeVolumes {
         let staging = resolve(&request.staging_path).await?;
         match self.fabric.find(volume).await? {
             Observed::Absent => self.unmount(volume, &staging, None).await?,
+            Observed::WithoutDevice(_) => {
+                self.unmount(volume, &staging, None).await?;
+                self.fabric.disconnect(volume).await?;
+            }
             Observed::Known(device) => {
                 let published = self.published(&staging, &device).await?;
                 if !published.is_empty() {
@@ -125,7 +131,7 @@ impl NodeVolumes {
         if !holders.is_empty() {
             return Err(NodeError::InUse { volume: volume.clone(), holders });
         }
-        self.fabric.disconnect(device).await?;
+        self.fabric.disconnect(volume).await?;
         let (device, node) = (device.path.display(), &self.identity.node);
         tracing::info!(%volume, %node, fabric = self.fabric.name(), %device, "disconnected");
         Ok(())
@@ -154,6 +160,8 @@ fn connect_of(request: &NodeStage) -> Connect {
         ctrl_loss_tmo_seconds: parameters.ctrl_loss_tmo_seconds,
         reconnect_delay_seconds: parameters.reconnect_delay_seconds,
         keep_alive_tmo_seconds: parameters.keep_alive_tmo_seconds,
+        fast_io_fail_tmo_seconds: None,
+        nr_io_queues: None,
     }
 }
 

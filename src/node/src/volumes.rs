@@ -88,8 +88,13 @@ impl NodeVolumes {
         let mut asked_to_look = None;
         for _ in 0..MAX_LOOKS {
             let moment = self.identity.moment();
-            if let Observed::Known(device) = self.fabric.find(volume).await? {
-                let reason = format!("it is connected again, as {}", device.path.display());
+            let connected = match self.fabric.find(volume).await? {
+                Observed::Absent => None,
+                Observed::WithoutDevice(state) => Some(state),
+                Observed::Known(device) => Some(device.path.display().to_string()),
+            };
+            if let Some(how) = connected {
+                let reason = format!("it is connected again ({how})");
                 return Err(NodeError::NotNow { volume: volume.clone(), reason });
             }
             match self.gateway.report_disconnected(volume, &moment, until).await {
@@ -112,6 +117,10 @@ impl NodeVolumes {
         match self.fabric.find(volume).await? {
             Observed::Known(device) => Ok(device),
             Observed::Absent => Err(NodeError::NotNow { volume: volume.clone(), reason: reason.to_owned() }),
+            Observed::WithoutDevice(state) => {
+                let reason = format!("its connection is {state} and has no device; stage it again");
+                Err(NodeError::NotNow { volume: volume.clone(), reason })
+            }
         }
     }
 

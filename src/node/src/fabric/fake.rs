@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use state_machine::VolumeId;
 use tokio::fs;
 
-use super::{Connect, Device, DeviceId, Fabric, FabricError, Observed};
+use super::{Connect, Connections, Device, DeviceId, Fabric, FabricError, Observed};
 use crate::fake_machine::FakeMachine;
 
 /// Size of a fake device until it is grown, in bytes.
@@ -60,13 +60,11 @@ impl FakeFabric {
         }
     }
 
-    async fn read(&self, volume: &VolumeId) -> Result<Observed<Connection>, FabricError> {
+    async fn read(&self, volume: &VolumeId) -> Result<Option<Connection>, FabricError> {
         let unknown = |reason: String| FabricError::Unknown { volume: volume.clone(), reason };
         match fs::read_to_string(self.file(volume)).await {
-            Ok(text) => toml::from_str(&text)
-                .map(Observed::Known)
-                .map_err(|error| unknown(error.message().to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Observed::Absent),
+            Ok(text) => toml::from_str(&text).map(Some).map_err(|error| unknown(error.message().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(unknown(error.to_string())),
         }
     }
@@ -78,10 +76,10 @@ impl Fabric for FakeFabric {
         "fake"
     }
 
-    async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError> {
+    async fn find(&self, volume: &VolumeId) -> Result<Observed, FabricError> {
         Ok(match self.read(volume).await? {
-            Observed::Absent => Observed::Absent,
-            Observed::Known(connection) => Observed::Known(self.device(volume, &connection)),
+            None => Observed::Absent,
+            Some(connection) => Observed::Known(self.device(volume, &connection)),
         })
     }
 
@@ -97,11 +95,11 @@ impl Fabric for FakeFabric {
 
     async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError> {
         match self.read(&device.volume).await? {
-            Observed::Absent => Err(FabricError::Unreachable {
+            None => Err(FabricError::Unreachable {
                 volume: device.volume.clone(),
                 reason: "the fake device is gone".to_owned(),
             }),
-            Observed::Known(mut connection) => {
+            Some(mut connection) => {
                 connection.size_bytes = connection.size_bytes.max(at_least_bytes);
                 self.write(&device.volume, &connection).await
             }
@@ -118,16 +116,12 @@ impl Fabric for FakeFabric {
         }
     }
 
-    async fn disconnect(&self, device: &Device) -> Result<(), FabricError> {
-        match fs::remove_file(&device.path).await {
-            Ok(()) => tracing::info!(volume = %device.volume, "fake connection ended"),
+    async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {
+        match fs::remove_file(self.file(volume)).await {
+            Ok(()) => tracing::info!(%volume, "fake connection ended"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(FabricError::StillThere {
-                    volume: device.volume.clone(),
-                    device: device.path.clone(),
-                    reason: error.to_string(),
-                });
+                return Err(FabricError::StillThere { volume: volume.clone(), reason: error.to_string() });
             }
         }
         Ok(())
@@ -136,12 +130,23 @@ impl Fabric for FakeFabric {
     async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError> {
         match id {
             DeviceId::Number { .. } => Ok(false),
-            DeviceId::Fake(volume) => Ok(matches!(self.read(volume).await?, Observed::Known(_))),
+            DeviceId::Fake(volume) => Ok(self.read(volume).await?.is_some()),
         }
     }
 
-    async fn connections(&self) -> Result<usize, FabricError> {
-        let names = self.machine.names_in(&self.machine.connected()).await;
-        names.map(|names| names.len()).map_err(FabricError::Uncounted)
+    async fn connections(&self) -> Result<Connections, FabricError> {
+        let names = self.machine.names_in(&self.machine.connected()).await.map_err(FabricError::Unseen)?;
+        let mut connections = Connections::default();
+        for name in names {
+            let Ok(volume) = VolumeId::parse(&name) else {
+                connections.foreign.push(name);
+                continue;
+            };
+            if let Some(connection) = self.read(&volume).await? {
+                let device = Some(self.device(&volume, &connection));
+                connections.volumes.push(super::Connection { volume, device, state: "fake".to_owned() });
+            }
+        }
+        Ok(connections)
     }
 }

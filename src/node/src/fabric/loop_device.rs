@@ -15,7 +15,7 @@ use state_machine::VolumeId;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Connect, Device, DeviceId, Fabric, FabricError, Observed};
+use super::{Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed};
 use crate::in_use::{held_by_kernel, open_in_processes};
 use crate::tool;
 
@@ -95,8 +95,8 @@ impl LoopFabric {
     async fn settle(
         &self,
         volume: &VolumeId,
-        done: impl Fn(&Observed<Device>) -> bool,
-    ) -> Result<Observed<Device>, FabricError> {
+        done: impl Fn(&Observed) -> bool,
+    ) -> Result<Observed, FabricError> {
         let until = Instant::now() + Duration::from_millis(SETTLE_LIMIT_MS);
         loop {
             let seen = self.find(volume).await?;
@@ -114,7 +114,7 @@ impl Fabric for LoopFabric {
         "loop"
     }
 
-    async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError> {
+    async fn find(&self, volume: &VolumeId) -> Result<Observed, FabricError> {
         let unknown = |reason: String| FabricError::Unknown { volume: volume.clone(), reason };
         let devices = self.scan().map_err(|error| unknown(error.to_string()))?;
         let mut ours = devices.into_iter().filter(|device| device.volume == *volume);
@@ -146,7 +146,7 @@ impl Fabric for LoopFabric {
         tool::succeed("losetup", &arguments, limit).await?;
         match self.settle(volume, |seen| *seen != Observed::Absent).await? {
             Observed::Known(device) => Ok(device),
-            Observed::Absent => {
+            Observed::Absent | Observed::WithoutDevice(_) => {
                 Err(unreachable("losetup succeeded, but no loop device has the file".to_owned()))
             }
         }
@@ -155,13 +155,13 @@ impl Fabric for LoopFabric {
     async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError> {
         let limit = Duration::from_millis(LOSETUP_LIMIT_MS);
         tool::succeed("losetup", &["--set-capacity".as_ref(), device.path.as_os_str()], limit).await?;
-        let grown = |seen: &Observed<Device>| match seen {
-            Observed::Absent => true,
+        let grown = |seen: &Observed| match seen {
+            Observed::Absent | Observed::WithoutDevice(_) => true,
             Observed::Known(device) => device.size_bytes >= at_least_bytes,
         };
         match self.settle(&device.volume, grown).await? {
             Observed::Known(device) => Ok(device),
-            Observed::Absent => Err(FabricError::Unreachable {
+            Observed::Absent | Observed::WithoutDevice(_) => Err(FabricError::Unreachable {
                 volume: device.volume.clone(),
                 reason: "its device is gone".to_owned(),
             }),
@@ -192,18 +192,17 @@ impl Fabric for LoopFabric {
         }
     }
 
-    async fn disconnect(&self, device: &Device) -> Result<(), FabricError> {
+    async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {
+        let Observed::Known(device) = self.find(volume).await? else { return Ok(()) };
         let limit = Duration::from_millis(LOSETUP_LIMIT_MS);
         let detached = tool::succeed("losetup", &["--detach".as_ref(), device.path.as_os_str()], limit).await;
         // While somebody holds the device, the kernel agrees and detaches it later: only a look tells.
-        match self.settle(&device.volume, |seen| *seen == Observed::Absent).await? {
-            Observed::Absent => Ok(()),
-            Observed::Known(device) => Err(FabricError::StillThere {
-                volume: device.volume,
-                device: device.path,
-                reason: detached.map_or_else(|error| error.to_string(), |_| "somebody holds it".to_owned()),
-            }),
+        if self.settle(volume, |seen| *seen == Observed::Absent).await? == Observed::Absent {
+            return Ok(());
         }
+        let cause = detached.map_or_else(|error| error.to_string(), |_| "somebody holds it".to_owned());
+        let reason = format!("as {}: {cause}", device.path.display());
+        Err(FabricError::StillThere { volume: volume.clone(), reason })
     }
 
     async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError> {
@@ -213,12 +212,18 @@ impl Fabric for LoopFabric {
         }
         let devices = Path::new("/sys/dev/block");
         // Without sysfs everything would look stale.
-        fs::metadata(devices).map_err(FabricError::Uncounted)?;
+        fs::metadata(devices).map_err(FabricError::Unseen)?;
         Ok(devices.join(format!("{major}:{minor}")).exists())
     }
 
-    async fn connections(&self) -> Result<usize, FabricError> {
-        self.scan().map(|devices| devices.len()).map_err(FabricError::Uncounted)
+    async fn connections(&self) -> Result<Connections, FabricError> {
+        let connection = |device: Device| Connection {
+            volume: device.volume.clone(),
+            device: Some(device),
+            state: "attached".to_owned(),
+        };
+        let devices = self.scan().map_err(FabricError::Unseen)?;
+        Ok(Connections { volumes: devices.into_iter().map(connection).collect(), foreign: Vec::new() })
     }
 }
 

@@ -56,13 +56,35 @@ pub(crate) struct Device {
     pub(crate) size_bytes: u64,
 }
 
-/// What was seen. That nothing could be seen is an error, and never reads as absent.
+/// What was seen of a volume. That nothing could be seen is an error, and never reads as absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Observed<T> {
-    /// It is positively not there.
+pub(crate) enum Observed {
+    /// It is positively not connected.
     Absent,
-    /// It is there.
-    Known(T),
+    /// It is connected, or goes on trying to be, and has no device; the state of the connection, for people.
+    WithoutDevice(String),
+    /// It is connected, as this device.
+    Known(Device),
+}
+
+/// A connection, as the system has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// The volume, by what it is connected to.
+    pub(crate) volume: VolumeId,
+    /// Its device, if it has one.
+    pub(crate) device: Option<Device>,
+    /// The state of the connection, for people.
+    pub(crate) state: String,
+}
+
+/// All connections of the fabric on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Connections {
+    /// To what is called like a volume. Whether it is one, the ledger knows.
+    pub(crate) volumes: Vec<Connection>,
+    /// To what has the driver's prefix and is called like no volume, by name: reported, never touched.
+    pub(crate) foreign: Vec<String>,
 }
 
 /// Where and how to connect a volume: from its publish context and its volume context.
@@ -84,6 +106,10 @@ pub(crate) struct Connect {
     pub(crate) reconnect_delay_seconds: Option<u32>,
     /// Seconds of the NVMe keep-alive timer. Absent: the fabric's default.
     pub(crate) keep_alive_tmo_seconds: Option<u32>,
+    /// Seconds until I/O to a lost NVMe controller fails; -1 is never. Absent: the fabric's default.
+    pub(crate) fast_io_fail_tmo_seconds: Option<i32>,
+    /// How many I/O queues are asked for. Absent: the fabric's default.
+    pub(crate) nr_io_queues: Option<u32>,
 }
 
 /// Why a connection could not be made, seen or ended.
@@ -106,18 +132,16 @@ pub(crate) enum FabricError {
         reason: String,
     },
     /// The device is still there after it was told to go.
-    #[error("volume {volume} is still connected as {}: {reason}", device.display())]
+    #[error("volume {volume} is still connected: {reason}")]
     StillThere {
         /// The volume.
         volume: VolumeId,
-        /// The device.
-        device: PathBuf,
         /// What is known of the cause.
         reason: String,
     },
-    /// The connections could not be counted.
-    #[error("cannot count the connections: {0}")]
-    Uncounted(std::io::Error),
+    /// What the node has could not be seen.
+    #[error("cannot see what is connected: {0}")]
+    Unseen(std::io::Error),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -130,9 +154,10 @@ pub(crate) trait Fabric: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// The volume's device, read from the system at each call.
-    async fn find(&self, volume: &VolumeId) -> Result<Observed<Device>, FabricError>;
+    async fn find(&self, volume: &VolumeId) -> Result<Observed, FabricError>;
 
-    /// Connects the volume and waits, for a bounded time, until its device is there. Connected already is success.
+    /// Connects the volume and waits, for a bounded time, until its device is there. Connected already is success;
+    /// a connection without a device is ended and made anew.
     /// After an error nothing goes on connecting in the background: [`Fabric::find`] tells what is left of it.
     async fn connect(&self, connect: &Connect) -> Result<Device, FabricError>;
 
@@ -144,12 +169,13 @@ pub(crate) trait Fabric: Send + Sync + 'static {
     /// A look that could not be completed is [`FabricError::Unknown`].
     async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError>;
 
-    /// Ends the connection. Success means that [`Fabric::find`] answers [`Observed::Absent`].
-    async fn disconnect(&self, device: &Device) -> Result<(), FabricError>;
+    /// Ends the volume's connection, with or without a device; none is success. Success means that
+    /// [`Fabric::find`] answers [`Observed::Absent`]. Whether anybody holds the device is the caller's question.
+    async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError>;
 
     /// Whether a device of this identity exists, of whatever volume: the leftovers of one that does not are stale.
     async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError>;
 
-    /// How many volumes are connected.
-    async fn connections(&self) -> Result<usize, FabricError>;
+    /// Everything that is connected.
+    async fn connections(&self) -> Result<Connections, FabricError>;
 }
