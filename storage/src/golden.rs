@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, BootId, ByteSize, Command, Entry, FsType,
-    Generation, HostAddress, LedgerTime, MigrationId, NodeId, NodeMoment, Nqn, Problem, ProblemKind,
-    ReapDecision, State, VmiObservation, VolumeId, VolumeName, VolumeParameters,
+    Generation, HostAddress, LedgerTime, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn, Problem,
+    ProblemKind, ReapDecision, State, VmiObservation, VolumeId, VolumeName, VolumeParameters,
 };
 
 use crate::format::{MAX_ENTRY_BYTES, decode, encode};
@@ -107,9 +107,12 @@ fn parameters() -> VolumeParameters {
         nvme_address: HostAddress::parse("10.0.0.1").unwrap(),
         nvme_port: 4420,
         fs_type: FsType::Ext4,
+        mkfs_options: Some(MkfsOptions::parse("-m 0 -O ^has_journal").unwrap()),
         ctrl_loss_tmo_seconds: -1,
+        fast_io_fail_tmo_seconds: 30,
         reconnect_delay_seconds: 2,
         keep_alive_tmo_seconds: 5,
+        nr_io_queues: Some(4),
         migration_timeout_seconds: 300,
     }
 }
@@ -225,8 +228,8 @@ fn commands_and_state_version_1() {
     assert_eq!(
         (hash(&commands).as_str(), hash(&bytes).as_str()),
         (
-            "e69a06e480ad454f7348d605e8b136b08cbcee50f8bcc6ab200ae24e7070c1c9",
-            "d1632f6e4768a4f28b63ec78da88624f3a726e446ccbee4dc8c0c81144fe62d8"
+            "41bbf4feb7f0af1e302835537989bf6fecf7eed8312a4320b402877e38a370d0",
+            "645dac147b11d128f568ff0b2d586844035a23ad1ae143fcf3dbf5a283c10ad2"
         )
     );
 }

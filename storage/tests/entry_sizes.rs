@@ -9,9 +9,9 @@ use common::{append, append_and_wait, apply, largest, log_id, open, register};
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder};
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, BootId, ByteSize, Command, Entry, FsType,
-    Generation, HostAddress, LedgerTime, MAX_NODE_ID_BYTES, MAX_NQN_BYTES, MAX_PATH_BYTES,
-    MAX_VOLUME_ID_BYTES, MigrationId, NodeId, NodeMoment, Nqn, Problem, ProblemKind, ReapDecision,
-    VmiObservation, VolumeId, VolumeName, VolumeParameters,
+    Generation, HostAddress, LedgerTime, MAX_MKFS_OPTIONS_BYTES, MAX_NODE_ID_BYTES, MAX_NQN_BYTES,
+    MAX_PATH_BYTES, MAX_VOLUME_ID_BYTES, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn, Problem,
+    ProblemKind, ReapDecision, VmiObservation, VolumeId, VolumeName, VolumeParameters,
 };
 use storage::check_entry_size;
 use tempfile::tempdir;
@@ -76,9 +76,15 @@ fn longest_commands() -> Vec<Command> {
         nvme_address: HostAddress::parse(&"a".repeat(MAX_NODE_ID_BYTES)).expect("as long as it may be"),
         nvme_port: 4420,
         fs_type: FsType::Ext4,
+        mkfs_options: Some(
+            MkfsOptions::parse(&format!("-O {}", "f".repeat(MAX_MKFS_OPTIONS_BYTES - 3)))
+                .expect("as long as it may be"),
+        ),
         ctrl_loss_tmo_seconds: -1,
+        fast_io_fail_tmo_seconds: 30,
         reconnect_delay_seconds: 2,
         keep_alive_tmo_seconds: 5,
+        nr_io_queues: Some(128),
         migration_timeout_seconds: 300,
     };
     let mode = AttachmentMode {

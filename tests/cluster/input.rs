@@ -170,6 +170,13 @@ const CREATE: &[Field] = &[
     required("CreateVolume", "ctrlLossTmo", |_, text| {
         create_with(|r| r.parameters = one("ctrlLossTmo", text))
     }),
+    optional("CreateVolume", "mkfsOptions", |_, text| {
+        create_with(|r| r.parameters = one("mkfsOptions", text))
+    }),
+    required("CreateVolume", "fastIoFailTmo", |_, text| {
+        create_with(|r| r.parameters = one("fastIoFailTmo", text))
+    }),
+    required("CreateVolume", "nrIoQueues", |_, text| create_with(|r| r.parameters = one("nrIoQueues", text))),
     required("CreateVolume", "reconnectDelay", |_, text| {
         create_with(|r| r.parameters = one("reconnectDelay", text))
     }),

@@ -9,6 +9,7 @@
 //! - `wiped`: a replica loses its disk
 //! - `hand_over`: the leader is asked to leave
 //! - `roles`: who may call what
+//! - `topology`: an appliance that not every node reaches, and what a class says
 
 mod appliance;
 mod executor;
@@ -18,4 +19,5 @@ mod program;
 mod quorum;
 mod restarts;
 mod roles;
+mod topology;
 mod wiped;

@@ -1,10 +1,12 @@
 //! The controller's settings: one file, parsed once, all mistakes reported together.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use backend::{RouterOs, RouterOsConfig};
+use csi::Topology;
 use replica::Timing;
 use serde::Deserialize;
 use state_machine::{AppliancePath, HostAddress, Nqn};
@@ -35,6 +37,9 @@ pub struct ControllerConfig {
     /// Raft's timers.
     #[serde(default)]
     pub timing: RaftTiming,
+    /// Where the nodes are that reach the appliance, as CSI's topology segments; empty is everywhere.
+    #[serde(default)]
+    pub topology: BTreeMap<String, String>,
     /// Whether a node must be proven off before its slot is free; `false` believes the orchestrator.
     #[serde(default = "yes")]
     pub require_detach_proof: bool,
@@ -188,6 +193,9 @@ impl ControllerConfig {
         if let Err(errors) = RouterOs::new(self.appliance.clone()) {
             found.extend(errors.0.into_iter().map(|error| format!("appliance.{error}")));
         }
+        if let Err(mistakes) = Topology::parse(&self.topology) {
+            found.extend(mistakes.into_iter().map(|mistake| format!("topology: {mistake}")));
+        }
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
@@ -242,7 +250,8 @@ mod tests {
         "#;
         let mistakes = ControllerConfig::parse(&config(
             peers,
-            "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }",
+            "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }\n\
+             topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }",
         ))
         .unwrap_err();
         for part in [
@@ -255,6 +264,8 @@ mod tests {
             "appliance.port",
             "call_timeout_seconds",
             "timing:",
+            "topology: the value \"\" of \"a.example/zone\"",
+            "topology: the keys have the prefixes",
         ] {
             assert!(mistakes.iter().any(|mistake| mistake.contains(part)), "{part} is not in {mistakes:#?}");
         }

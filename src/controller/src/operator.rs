@@ -1,6 +1,5 @@
 //! What people ask through `rds-csi ctl`; any replica answers. The server in front lets operators in only.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use csi::status;
@@ -168,19 +167,6 @@ fn members(status: &ReplicaStatus) -> Vec<v1::ReplicaStatus> {
 }
 
 fn volume_message(state: &State, volume: &Volume) -> v1::Volume {
-    let parameters = &volume.parameters;
-    let parameters: BTreeMap<String, String> = [
-        ("volumePath", parameters.volume_path.to_string()),
-        ("nvmeAddress", parameters.nvme_address.to_string()),
-        ("nvmePort", parameters.nvme_port.to_string()),
-        ("fsType", parameters.fs_type.as_str().to_owned()),
-        ("ctrlLossTmo", parameters.ctrl_loss_tmo_seconds.to_string()),
-        ("reconnectDelay", parameters.reconnect_delay_seconds.to_string()),
-        ("keepAliveTmo", parameters.keep_alive_tmo_seconds.to_string()),
-        ("migrationTimeoutSeconds", parameters.migration_timeout_seconds.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into();
     v1::Volume {
         id: volume.id.to_string(),
         name: volume.name.to_string(),
@@ -191,7 +177,7 @@ fn volume_message(state: &State, volume: &Volume) -> v1::Volume {
         attachments: volume.attachments.iter().map(attachment_message).collect(),
         migration: volume.migration.as_ref().map(|migration| running_message(&volume.id, migration)),
         reaped_nodes: volume.reaped.iter().map(ToString::to_string).collect(),
-        parameters: parameters.into_iter().collect(),
+        parameters: csi::context::class_parameters(&volume.parameters).into_iter().collect(),
         ledger_time_ms: state.clock().0,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backend::{Backend, RouterOs};
 use csi::parse::ClassDefaults;
-use csi::{CsiServer, Socket, SocketPath};
+use csi::{CsiServer, Socket, SocketPath, Topology};
 use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
 use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
@@ -36,6 +36,9 @@ pub enum RunError {
     /// The appliance's settings do not make sense.
     #[error("appliance: {0}")]
     Appliance(#[from] backend::ConfigErrors),
+    /// The appliance's place makes no sense.
+    #[error("topology: {}", .0.join("; "))]
+    Topology(Vec<String>),
     /// The replica could not start.
     #[error(transparent)]
     Start(#[from] replica::StartError),
@@ -79,6 +82,7 @@ pub enum RunError {
 pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     let metrics = Metrics::new(config.appliance.address.as_str())?;
     let backend: Arc<dyn Backend> = Arc::new(RouterOs::new(config.appliance.clone())?);
+    let topology = Topology::parse(&config.topology).map_err(RunError::Topology)?;
     let socket = Socket::bind(&SocketPath::parse(&config.csi_socket)?).await?;
     let http_listener =
         TcpListener::bind(config.metrics_address).await.map_err(|error| metrics_error(&config, error))?;
@@ -103,7 +107,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         shell.run(executor_stop).await;
         Ok(())
     });
-    let server = CsiServer::new().controller(service(&config, replica.clone(), backend, metrics));
+    let server =
+        CsiServer::at(&topology).controller(service(&config, replica.clone(), backend, topology, metrics));
     let csi_stop = stop.clone();
     tasks.spawn(async move { Ok(server.serve(socket, csi_stop).await?) });
 
@@ -175,6 +180,7 @@ fn service(
     config: &ControllerConfig,
     replica: Replica,
     backend: Arc<dyn Backend>,
+    topology: Topology,
     metrics: Metrics,
 ) -> ControllerService {
     ControllerService {
@@ -185,6 +191,7 @@ fn service(
             nvme_address: config.volumes.nvme_address.clone(),
             nvme_port: config.volumes.nvme_port,
         },
+        topology,
         nqn_prefix: config.volumes.nqn_prefix.clone(),
         appliance: config.appliance.address.clone(),
         require_detach_proof: config.require_detach_proof,

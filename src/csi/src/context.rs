@@ -26,25 +26,39 @@ mod keys {
 /// Kubernetes' own keys may have any value (a service account's tokens, for one), which is not even looked at.
 const KUBERNETES_PREFIXES: [&str; 2] = ["csi.storage.k8s.io/", "storage.kubernetes.io/"];
 
+/// A volume's parameters by their names in a class. Those that the class left to the node are left out.
+pub fn class_parameters(parameters: &VolumeParameters) -> BTreeMap<String, String> {
+    let always = [
+        (class::VOLUME_PATH, parameters.volume_path.to_string()),
+        (class::NVME_ADDRESS, parameters.nvme_address.to_string()),
+        (class::NVME_PORT, parameters.nvme_port.to_string()),
+        (class::FS_TYPE, parameters.fs_type.as_str().to_owned()),
+        (class::CTRL_LOSS_TMO, parameters.ctrl_loss_tmo_seconds.to_string()),
+        (class::FAST_IO_FAIL_TMO, parameters.fast_io_fail_tmo_seconds.to_string()),
+        (class::RECONNECT_DELAY, parameters.reconnect_delay_seconds.to_string()),
+        (class::KEEP_ALIVE_TMO, parameters.keep_alive_tmo_seconds.to_string()),
+        (class::MIGRATION_TIMEOUT, parameters.migration_timeout_seconds.to_string()),
+    ];
+    let sometimes = [
+        (class::MKFS_OPTIONS, parameters.mkfs_options.as_ref().map(ToString::to_string)),
+        (class::NR_IO_QUEUES, parameters.nr_io_queues.map(|queues| queues.to_string())),
+    ];
+    let given = sometimes.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    always.into_iter().chain(given).map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
 /// The volume context of a new volume; `appliance` is the appliance's management address.
 pub fn volume_context(
     parameters: &VolumeParameters,
     nqn: &Nqn,
     appliance: &HostAddress,
 ) -> BTreeMap<String, String> {
-    [
-        (keys::RDS_ADDRESS, appliance.to_string()),
-        (class::NVME_ADDRESS, parameters.nvme_address.to_string()),
-        (class::NVME_PORT, parameters.nvme_port.to_string()),
-        (keys::NQN, nqn.to_string()),
-        (class::VOLUME_PATH, parameters.volume_path.to_string()),
-        (class::CTRL_LOSS_TMO, parameters.ctrl_loss_tmo_seconds.to_string()),
-        (class::RECONNECT_DELAY, parameters.reconnect_delay_seconds.to_string()),
-        (class::KEEP_ALIVE_TMO, parameters.keep_alive_tmo_seconds.to_string()),
-        (class::MIGRATION_TIMEOUT, parameters.migration_timeout_seconds.to_string()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
+    let mut context = class_parameters(parameters);
+    // It goes out with each attachment.
+    context.remove(class::FS_TYPE);
+    context.insert(keys::RDS_ADDRESS.to_owned(), appliance.to_string());
+    context.insert(keys::NQN.to_owned(), nqn.to_string());
+    context
 }
 
 /// A volume context that came back with a request. All of it may be missing: a persistent volume can be written
@@ -167,7 +181,7 @@ fn nqn_of(field: &str, value: &str, volume: &VolumeId) -> Result<Nqn, RequestErr
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use state_machine::AppliancePath;
+    use state_machine::{AppliancePath, MkfsOptions};
 
     fn volume() -> VolumeId {
         VolumeId::parse("pvc-0b4fb0c0-5f5a-4a53-a6d8-2f6f4b1ff001").unwrap()
@@ -188,23 +202,25 @@ mod tests {
 
     #[test]
     fn the_volume_context_comes_back_as_it_went_out() {
+        let path = AppliancePath::parse("/pool/volumes").unwrap();
         let parameters = VolumeParameters {
-            volume_path: AppliancePath::parse("/pool/volumes").unwrap(),
-            nvme_address: address("192.0.2.1"),
-            nvme_port: 4420,
             fs_type: FsType::Xfs,
-            ctrl_loss_tmo_seconds: -1,
-            reconnect_delay_seconds: 5,
+            mkfs_options: Some(MkfsOptions::parse("-m reflink=0 -K").unwrap()),
+            fast_io_fail_tmo_seconds: 30,
             keep_alive_tmo_seconds: 7,
-            migration_timeout_seconds: 300,
+            nr_io_queues: Some(4),
+            ..VolumeParameters::with_defaults(path, address("192.0.2.1"), 4420)
         };
         let mut map = volume_context(&parameters, &nqn(), &address("198.51.100.1"));
         let keys: Vec<_> = map.keys().map(String::as_str).collect();
         let expected = [
             "ctrlLossTmo",
+            "fastIoFailTmo",
             "keepAliveTmo",
             "migrationTimeoutSeconds",
+            "mkfsOptions",
             "nqn",
+            "nrIoQueues",
             "nvmeAddress",
             "nvmePort",
             "rdsAddress",
@@ -222,7 +238,21 @@ mod tests {
         let context = VolumeContext::parse("volume_context", &map, &volume()).unwrap();
         assert_eq!(context.parameters.first_difference(&parameters), None);
         assert_eq!(context.parameters.keep_alive_tmo_seconds, Some(7));
+        assert_eq!(context.parameters.fast_io_fail_tmo_seconds, Some(30));
+        assert_eq!(context.parameters.nr_io_queues, Some(4));
+        assert_eq!(context.parameters.mkfs_options, parameters.mkfs_options);
         assert_eq!((context.nqn, context.rds_address), (Some(nqn()), Some(address("198.51.100.1"))));
+    }
+
+    #[test]
+    fn what_is_left_to_the_node_is_not_in_the_volume_context() {
+        let path = AppliancePath::parse("/pool/volumes").unwrap();
+        let parameters = VolumeParameters::with_defaults(path, address("192.0.2.1"), 4420);
+        let map = volume_context(&parameters, &nqn(), &address("198.51.100.1"));
+        assert!(!map.contains_key("mkfsOptions") && !map.contains_key("nrIoQueues"), "{map:?}");
+        let context = VolumeContext::parse("volume_context", &map, &volume()).unwrap();
+        assert_eq!((context.parameters.nr_io_queues, context.parameters.mkfs_options), (None, None));
+        assert_eq!(context.parameters.fast_io_fail_tmo_seconds, Some(-1));
     }
 
     #[test]

@@ -13,7 +13,10 @@ pub const DRIVER_NAME: &str = "rds.csi.srvlab.io";
 /// The controller's and the node's socket claim the same: they are two parts of one plugin, and `Probe` is
 /// asked by whoever restarts the process, so it is ready as soon as the process serves the socket.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct PluginIdentity;
+pub struct PluginIdentity {
+    /// Whether volumes are reachable from a part of the cluster only.
+    pub has_topology: bool,
+}
 
 #[tonic::async_trait]
 impl Identity for PluginIdentity {
@@ -32,10 +35,14 @@ impl Identity for PluginIdentity {
         &self,
         _: Request<v1::GetPluginCapabilitiesRequest>,
     ) -> Result<Response<v1::GetPluginCapabilitiesResponse>, Status> {
-        let kinds = [
-            Type::Service(Service { r#type: service::Type::ControllerService.into() }),
+        let service = |kind: service::Type| Type::Service(Service { r#type: kind.into() });
+        let mut kinds = vec![
+            service(service::Type::ControllerService),
             Type::VolumeExpansion(VolumeExpansion { r#type: volume_expansion::Type::Online.into() }),
         ];
+        if self.has_topology {
+            kinds.push(service(service::Type::VolumeAccessibilityConstraints));
+        }
         let capabilities =
             kinds.into_iter().map(|kind| v1::PluginCapability { r#type: Some(kind) }).collect();
         Ok(Response::new(v1::GetPluginCapabilitiesResponse { capabilities }))

@@ -12,8 +12,10 @@ mod requests;
 mod server;
 mod socket;
 pub mod status;
+mod topology;
 
 pub use deadline::caller_timeout;
 pub use identity::{DRIVER_NAME, PluginIdentity};
 pub use server::{CsiServer, MAX_MESSAGE_BYTES, ServeError};
 pub use socket::{Socket, SocketError, SocketPath};
+pub use topology::Topology;

@@ -18,6 +18,7 @@ use tonic::transport::Server;
 use crate::identity::PluginIdentity;
 use crate::requests::{MAX_REQUESTS_IN_FLIGHT, Requests};
 use crate::socket::Socket;
+use crate::topology::Topology;
 
 /// Largest request, in bytes. The specification bounds strings at 128 bytes and maps at 4 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
@@ -44,9 +45,15 @@ impl Default for CsiServer {
 }
 
 impl CsiServer {
-    /// A server with the Identity service only.
+    /// A server with the Identity service only, of a plugin whose volumes are reachable from everywhere.
     pub fn new() -> Self {
-        let identity = IdentityServer::new(PluginIdentity).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Self::at(&Topology::default())
+    }
+
+    /// A server with the Identity service only, of a plugin whose volumes are reachable at `place`.
+    pub fn at(place: &Topology) -> Self {
+        let identity = PluginIdentity { has_topology: !place.is_everywhere() };
+        let identity = IdentityServer::new(identity).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Self { routes: Routes::new(identity) }
     }
 

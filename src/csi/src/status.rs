@@ -89,6 +89,7 @@ impl From<RequestError> for Status {
             RequestError::Invalid { .. } => Code::InvalidArgument,
             RequestError::OutOfRange { .. } => Code::OutOfRange,
             RequestError::NothingThere { .. } => Code::NotFound,
+            RequestError::OutOfReach { .. } => Code::ResourceExhausted,
             RequestError::ForeignToken { .. } => Code::Aborted,
         };
         Self::new(code, error.to_string())

@@ -98,9 +98,12 @@ fn parameters() -> BTreeMap<String, String> {
         ("nvmeAddress", "192.0.2.1"),
         ("nvmePort", "4420"),
         ("fsType", "ext4"),
+        ("mkfsOptions", "-m 0"),
         ("ctrlLossTmo", "600"),
+        ("fastIoFailTmo", "30"),
         ("reconnectDelay", "5"),
         ("keepAliveTmo", "5"),
+        ("nrIoQueues", "4"),
         ("migrationTimeoutSeconds", "300"),
     ])
 }

@@ -70,6 +70,70 @@ fn a_volume_has_the_one_file_system_that_all_agree_on() {
     assert_eq!(field_of(fs_type("", &["ext4", "xfs"])), "volume_capabilities[1].mount.fs_type");
 }
 
+/// Where a request names the options of `mkfs` that do not fit its file system, if they do not.
+fn refused<T: std::fmt::Debug>(result: Result<T, RequestError>) -> Option<String> {
+    result.is_err().then(|| field_of(result))
+}
+
+#[test]
+fn options_of_mkfs_are_for_the_file_system_that_is_made() {
+    let options = |text: &str| BTreeMap::from([("mkfsOptions".to_owned(), text.to_owned())]);
+    let created = |fs_type: &str, text: &str| {
+        let mut request = create();
+        request.volume_capabilities = vec![mount(fs_type)];
+        request.parameters = options(text);
+        let capacity = v1::GetCapacityRequest {
+            volume_capabilities: request.volume_capabilities.clone(),
+            parameters: request.parameters.clone(),
+            ..Default::default()
+        };
+        let created = refused(parse::CreateVolume::parse(&request, &defaults()));
+        assert_eq!(refused(parse::GetCapacity::parse(&capacity, &defaults())), created);
+        created
+    };
+    let staged = |fs_type: &str, text: &str| {
+        let nqn = "nqn.2000-02.com.mikrotik:pvc-1";
+        let publish = [
+            ("nvme_address", "192.0.2.1"),
+            ("nvme_port", "4420"),
+            ("nvme_nqn", nqn),
+            ("fs_type", fs_type),
+            ("generation", "7"),
+        ];
+        let mut request = v1::NodeStageVolumeRequest {
+            volume_id: "pvc-1".to_owned(),
+            staging_target_path: "/staging".to_owned(),
+            volume_capability: Some(mount("")),
+            publish_context: publish.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            volume_context: options(text),
+            ..Default::default()
+        };
+        let mounted = refused(parse::NodeStage::parse(&request));
+        // Nobody makes a file system on a block volume.
+        request.volume_capability = Some(rwx(AccessType::Block(BlockVolume {})));
+        assert_eq!(refused(parse::NodeStage::parse(&request)), None);
+        mounted
+    };
+    for (fs_type, text, fits) in [
+        ("ext4", "-m 0", true),
+        ("xfs", "-m reflink=0", true),
+        ("ext4", "-m reflink=0", false),
+        ("xfs", "-m 0", false),
+        ("ext4", "-F", false),
+        ("xfs", "-f", false),
+        ("xfs", "-l logdev=sdb", false),
+    ] {
+        let field = |map: &str| (!fits).then(|| format!("{map}[mkfsOptions]"));
+        assert_eq!(created(fs_type, text), field("parameters"), "{fs_type} {text}");
+        assert_eq!(staged(fs_type, text), field("volume_context"), "{fs_type} {text}");
+    }
+    assert_eq!(
+        created("", "-m reflink=0"),
+        Some("parameters[mkfsOptions]".to_owned()),
+        "ext4 is the default"
+    );
+}
+
 #[test]
 fn each_thing_that_create_does_not_do_is_refused_by_name() {
     type Change = fn(&mut v1::CreateVolumeRequest);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use csi::{CsiServer, DRIVER_NAME, Socket, SocketPath};
+use csi::{CsiServer, DRIVER_NAME, Socket, SocketPath, Topology};
 use proto::csi::v1;
 use proto::csi::v1::controller_client::ControllerClient;
 use proto::csi::v1::controller_server::Controller;
@@ -71,13 +71,28 @@ async fn identity_answers_until_the_server_stops() {
     let who = identity.get_plugin_info(v1::GetPluginInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((who.name.as_str(), who.vendor_version.is_empty()), (DRIVER_NAME, false));
     let what = identity.get_plugin_capabilities(v1::GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(what.into_inner().capabilities.len(), 2);
+    assert!(!has_topology(&what.into_inner()));
     let probe = identity.probe(v1::ProbeRequest {}).await.unwrap().into_inner();
     assert_eq!(probe.ready, Some(true));
 
     stop.cancel();
     in_time(serving).await.unwrap().unwrap();
     assert!(!path.as_path().exists());
+}
+
+fn has_topology(answer: &v1::GetPluginCapabilitiesResponse) -> bool {
+    use v1::plugin_capability::{Service, Type, service};
+    let constraints = Service { r#type: service::Type::VolumeAccessibilityConstraints.into() };
+    answer.capabilities.iter().any(|capability| capability.r#type == Some(Type::Service(constraints)))
+}
+
+#[tokio::test]
+async fn a_plugin_with_a_place_says_so() {
+    let segments = [("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into();
+    let running = start(CsiServer::at(&Topology::parse(&segments).unwrap())).await;
+    let mut identity = IdentityClient::new(connect(running.path.as_path()).await);
+    let what = identity.get_plugin_capabilities(v1::GetPluginCapabilitiesRequest {}).await.unwrap();
+    assert!(has_topology(&what.into_inner()));
 }
 
 #[tokio::test]

@@ -160,8 +160,8 @@ fn connect_of(request: &NodeStage) -> Connect {
         ctrl_loss_tmo_seconds: parameters.ctrl_loss_tmo_seconds,
         reconnect_delay_seconds: parameters.reconnect_delay_seconds,
         keep_alive_tmo_seconds: parameters.keep_alive_tmo_seconds,
-        fast_io_fail_tmo_seconds: None,
-        nr_io_queues: None,
+        fast_io_fail_tmo_seconds: parameters.fast_io_fail_tmo_seconds,
+        nr_io_queues: parameters.nr_io_queues,
     }
 }
 

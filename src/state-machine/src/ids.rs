@@ -62,7 +62,7 @@ fn check_arrangement(text: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-fn check_characters(
+pub(crate) fn check_characters(
     text: &str,
     limit: usize,
     punctuation: &str,
@@ -192,6 +192,8 @@ string_id!(
     BootId,
     |text| check_name(text, MAX_VOLUME_ID_BYTES)
 );
+
+pub(crate) use string_id;
 
 impl VolumeId {
     /// The id of the volume that `name` asks for: the name itself if it is `pvc-<uuid>`, else `pvc-<uuid v5>`.

@@ -11,6 +11,7 @@ mod command;
 mod ids;
 mod invariants;
 mod migration;
+mod mkfs;
 mod plan;
 mod response;
 mod state;
@@ -28,6 +29,7 @@ pub use migration::{
     DEFAULT_MIGRATION_TIMEOUT_SECONDS, ENDED_MIGRATIONS_KEPT, EndedMigration, MAX_MIGRATION_TIMEOUT_SECONDS,
     MIN_MIGRATION_TIMEOUT_SECONDS, Migration, MigrationId, MigrationOutcome, MigrationPhase, ReapDecision,
 };
+pub use mkfs::{MAX_MKFS_OPTIONS_BYTES, MAX_MKFS_WORDS, MkfsOptionRefused, MkfsOptions};
 pub use plan::{Step, StepKind, plan};
 pub use response::{Refusal, Response};
 pub use state::{FAILURES_KEPT, Failure, Node, OperationStatus, State};

@@ -28,16 +28,11 @@ pub(crate) fn size(gibibytes: u64) -> ByteSize {
 }
 
 pub(crate) fn parameters() -> VolumeParameters {
-    VolumeParameters {
-        volume_path: AppliancePath::parse("/storage-pool/metal-csi").unwrap(),
-        nvme_address: HostAddress::parse("127.0.0.1").unwrap(),
-        nvme_port: 4420,
-        fs_type: FsType::Ext4,
-        ctrl_loss_tmo_seconds: -1,
-        reconnect_delay_seconds: 5,
-        keep_alive_tmo_seconds: 30,
-        migration_timeout_seconds: 300,
-    }
+    VolumeParameters::with_defaults(
+        AppliancePath::parse("/storage-pool/metal-csi").unwrap(),
+        HostAddress::parse("127.0.0.1").unwrap(),
+        4420,
+    )
 }
 
 pub(crate) fn problem(kind: ProblemKind) -> Problem {

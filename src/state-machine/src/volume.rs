@@ -7,7 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{AttachmentMode, FsType};
 use crate::ids::{AppliancePath, BootId, ByteSize, HostAddress, NodeId, VolumeId, VolumeName};
-use crate::migration::Migration;
+use crate::migration::{DEFAULT_MIGRATION_TIMEOUT_SECONDS, Migration};
+use crate::mkfs::MkfsOptions;
+
+/// `ctrlLossTmo` when a class does not say, in seconds: never. An appliance that restarts must not turn into
+/// I/O errors in every guest; a node that has to let go disconnects.
+const DEFAULT_CTRL_LOSS_TMO_SECONDS: i32 = -1;
+/// `fastIoFailTmo` when a class does not say, in seconds: never, for the same reason.
+const DEFAULT_FAST_IO_FAIL_TMO_SECONDS: i32 = -1;
+/// `reconnectDelay` when a class does not say, in seconds.
+const DEFAULT_RECONNECT_DELAY_SECONDS: u32 = 5;
+/// `keepAliveTmo` when a class does not say, in seconds.
+const DEFAULT_KEEP_ALIVE_TMO_SECONDS: u32 = 5;
 
 /// A time on the ledger's own clock, in milliseconds since the ledger began. Only entries advance it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -70,14 +81,39 @@ pub struct VolumeParameters {
     pub nvme_port: u16,
     /// File system for filesystem volumes (`fsType`).
     pub fs_type: FsType,
+    /// Options of `mkfs` beside the driver's own (`mkfsOptions`).
+    pub mkfs_options: Option<MkfsOptions>,
     /// Seconds until a lost NVMe controller is given up; -1 is never (`ctrlLossTmo`).
     pub ctrl_loss_tmo_seconds: i32,
+    /// Seconds until I/O to a lost NVMe controller fails instead of waiting; -1 is never (`fastIoFailTmo`).
+    pub fast_io_fail_tmo_seconds: i32,
     /// Seconds between reconnects (`reconnectDelay`).
     pub reconnect_delay_seconds: u32,
     /// Seconds of the NVMe keep-alive timer (`keepAliveTmo`).
     pub keep_alive_tmo_seconds: u32,
+    /// I/O queues of a connection (`nrIoQueues`); `None` leaves it to the node.
+    pub nr_io_queues: Option<u32>,
     /// Seconds until a migration is overdue (`migrationTimeoutSeconds`).
     pub migration_timeout_seconds: u32,
+}
+
+impl VolumeParameters {
+    /// The parameters of a class that says nothing, on this appliance.
+    pub fn with_defaults(volume_path: AppliancePath, nvme_address: HostAddress, nvme_port: u16) -> Self {
+        Self {
+            volume_path,
+            nvme_address,
+            nvme_port,
+            fs_type: FsType::default(),
+            mkfs_options: None,
+            ctrl_loss_tmo_seconds: DEFAULT_CTRL_LOSS_TMO_SECONDS,
+            fast_io_fail_tmo_seconds: DEFAULT_FAST_IO_FAIL_TMO_SECONDS,
+            reconnect_delay_seconds: DEFAULT_RECONNECT_DELAY_SECONDS,
+            keep_alive_tmo_seconds: DEFAULT_KEEP_ALIVE_TMO_SECONDS,
+            nr_io_queues: None,
+            migration_timeout_seconds: DEFAULT_MIGRATION_TIMEOUT_SECONDS,
+        }
+    }
 }
 
 /// Where a volume is in its life.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backend::{Backend, Disk, MemoryAppliance};
 use state_machine::{
-    AppliancePath, ByteSize, Entry, FsType, HostAddress, LedgerTime, Nqn, Response, State, VolumeName,
+    AppliancePath, ByteSize, Entry, HostAddress, LedgerTime, Nqn, Response, State, VolumeName,
     VolumeParameters, plan,
 };
 
@@ -40,16 +40,11 @@ fn id() -> VolumeId {
 }
 
 fn parameters() -> VolumeParameters {
-    VolumeParameters {
-        volume_path: AppliancePath::parse("/pool/csi").unwrap(),
-        nvme_address: HostAddress::parse("127.0.0.1").unwrap(),
-        nvme_port: 4420,
-        fs_type: FsType::Ext4,
-        ctrl_loss_tmo_seconds: -1,
-        reconnect_delay_seconds: 5,
-        keep_alive_tmo_seconds: 30,
-        migration_timeout_seconds: 300,
-    }
+    VolumeParameters::with_defaults(
+        AppliancePath::parse("/pool/csi").unwrap(),
+        HostAddress::parse("127.0.0.1").unwrap(),
+        4420,
+    )
 }
 
 fn create() -> Command {

@@ -90,7 +90,7 @@ pub(crate) enum Action {
 #[derive(Debug)]
 enum Work {
     Performing {
-        step: Step,
+        step: Box<Step>,
         action: Action,
         failures: u32,
     },
@@ -206,7 +206,8 @@ impl Executor {
                 Some(Work::Waiting { .. } | Work::Performing { .. } | Work::Reporting { .. }) => continue,
             };
             let action = Action::Step;
-            self.work.insert(key, Work::Performing { step: step.clone(), action: action.clone(), failures });
+            let work = Work::Performing { step: Box::new(step.clone()), action: action.clone(), failures };
+            self.work.insert(key, work);
             effects.push(Effect::Perform { term, step, action });
         }
         effects
@@ -256,7 +257,7 @@ impl Executor {
                 let action = Action::UndoCreate { because };
                 let work = Work::Performing { step: step.clone(), action: action.clone(), failures };
                 self.work.insert(key, work);
-                Some(Effect::Perform { term, step, action })
+                Some(Effect::Perform { term, step: *step, action })
             }
             Verdict::TryAgain(problem) => {
                 let command = trouble(&step, problem);

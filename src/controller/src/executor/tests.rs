@@ -1,8 +1,6 @@
 //! The executor as a story: one volume, one event after the other.
 
-use state_machine::{
-    AppliancePath, ByteSize, FsType, HostAddress, NodeId, Problem, ProblemKind, VolumeParameters,
-};
+use state_machine::{AppliancePath, ByteSize, HostAddress, NodeId, Problem, ProblemKind, VolumeParameters};
 
 use super::*;
 
@@ -16,16 +14,11 @@ fn step(kind: StepKind, generation: u64) -> Step {
     Step {
         volume: id(),
         generation: Generation(generation),
-        parameters: VolumeParameters {
-            volume_path: AppliancePath::parse("/pool/csi").unwrap(),
-            nvme_address: HostAddress::parse("127.0.0.1").unwrap(),
-            nvme_port: 4420,
-            fs_type: FsType::Ext4,
-            ctrl_loss_tmo_seconds: -1,
-            reconnect_delay_seconds: 5,
-            keep_alive_tmo_seconds: 30,
-            migration_timeout_seconds: 300,
-        },
+        parameters: VolumeParameters::with_defaults(
+            AppliancePath::parse("/pool/csi").unwrap(),
+            HostAddress::parse("127.0.0.1").unwrap(),
+            4420,
+        ),
         size: ByteSize::at_least(1 << 30).unwrap(),
         problem: None,
         kind,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::Backend;
+use csi::Topology;
 use csi::parse::ClassDefaults;
 use proto::csi::v1;
 use proto::csi::v1::controller_server::Controller;
@@ -28,6 +29,8 @@ pub(crate) struct ControllerService {
     pub(crate) replica: Replica,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) defaults: ClassDefaults,
+    /// From where volumes are reached.
+    pub(crate) topology: Topology,
     pub(crate) nqn_prefix: Nqn,
     /// The appliance's management address, for the volume context.
     pub(crate) appliance: HostAddress,
@@ -51,6 +54,7 @@ impl ControllerService {
                 &self.nqn(&volume.id)?,
                 &self.appliance,
             ),
+            accessible_topology: self.topology.to_proto().into_iter().collect(),
             ..Default::default()
         })
     }

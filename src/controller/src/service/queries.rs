@@ -95,6 +95,10 @@ impl ControllerService {
         deadline: Instant,
     ) -> Result<v1::GetCapacityResponse, Status> {
         let wanted = parse::GetCapacity::parse(&request, &self.defaults)?;
+        if request.accessible_topology.is_some_and(|place| !self.topology.is_reached_from(&place)) {
+            // Nothing of what is free can be used there: all zeros.
+            return Ok(v1::GetCapacityResponse::default());
+        }
         let answer = self.backend.capacity(&wanted.volume_path);
         let answer = tokio::time::timeout_at(deadline.into(), answer).await;
         let capacity = answer

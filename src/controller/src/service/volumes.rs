@@ -16,6 +16,7 @@ impl ControllerService {
         deadline: Instant,
     ) -> Result<v1::CreateVolumeResponse, Status> {
         let wanted = parse::CreateVolume::parse(&request, &self.defaults)?;
+        self.topology.check(request.accessibility_requirements.as_ref())?;
         let id = wanted.volume.clone();
         let command = Command::CreateVolume {
             id: wanted.volume,

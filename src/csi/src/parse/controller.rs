@@ -43,10 +43,11 @@ impl CreateVolume {
         }
         refuse_mutable_parameters(&request.mutable_parameters)?;
         if let Some(requirement) = &request.accessibility_requirements {
-            // Every node reaches the appliance, so any requirement is met.
+            // Whether it can be met is for who knows the appliance's place.
             check_topologies("accessibility_requirements.requisite", &requirement.requisite)?;
             check_topologies("accessibility_requirements.preferred", &requirement.preferred)?;
         }
+        parameters.check_mkfs_options("parameters", parameters.fs_type.unwrap_or_default())?;
         let parameters = parameters.or_defaults(defaults);
         Ok(Self { volume: VolumeId::for_name(&name), name, size, capabilities, parameters })
     }
@@ -199,7 +200,8 @@ impl GetCapacity {
         let capabilities = Capability::parse_all("volume_capabilities", &request.volume_capabilities);
         let capabilities = capabilities.map_err(RequestError::from)?;
         let parameters = ClassParameters::parse("parameters", &request.parameters)?;
-        one_fs_type(&capabilities, parameters.fs_type)?;
+        let fs_type = one_fs_type(&capabilities, parameters.fs_type)?;
+        parameters.check_mkfs_options("parameters", fs_type.unwrap_or_default())?;
         check_topologies("accessible_topology", request.accessible_topology.as_slice())?;
         Ok(Self { volume_path: parameters.volume_path.unwrap_or_else(|| defaults.volume_path.clone()) })
     }

@@ -55,6 +55,14 @@ pub enum RequestError {
         /// Why not.
         problem: String,
     },
+    /// A place where the appliance cannot be reached.
+    #[error("{field}: {problem}")]
+    OutOfReach {
+        /// The field.
+        field: String,
+        /// Why not.
+        problem: String,
+    },
     /// A page token that the driver did not give out.
     #[error("{field}: is not a token that this driver gave out; list from the start")]
     ForeignToken {

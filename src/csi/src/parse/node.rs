@@ -30,7 +30,12 @@ impl NodeStage {
         let capability = Capability::parse_required("volume_capability", request.volume_capability.as_ref())?;
         let publish = PublishContext::parse("publish_context", &request.publish_context, &volume)?;
         let context = VolumeContext::parse("volume_context", &request.volume_context, &volume)?;
-        Ok(Self { volume, staging_path, capability, publish, context })
+        let stage = Self { volume, staging_path, capability, publish, context };
+        if let AccessType::Mount { fs_type } = stage.access_type() {
+            // Checked at creation already, but a persistent volume can be written by hand.
+            stage.context.parameters.check_mkfs_options("volume_context", fs_type)?;
+        }
+        Ok(stage)
     }
 
     /// Device or directory, with its file system.

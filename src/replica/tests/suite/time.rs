@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use replica::MonotonicClock;
 use state_machine::{
-    AccessMode, AccessType, AppliancePath, AttachmentMode, ByteSize, Command, FsType, Generation,
-    HostAddress, LedgerTime, MigrationPhase, NodeId, Response, State, VmiObservation, VolumeId, VolumeName,
+    AccessMode, AccessType, AppliancePath, AttachmentMode, ByteSize, Command, Generation, HostAddress,
+    LedgerTime, MigrationPhase, NodeId, Response, State, VmiObservation, VolumeId, VolumeName,
     VolumeParameters,
 };
 
@@ -42,14 +42,12 @@ async fn volume_on_two_nodes(cluster: &Cluster) -> VolumeId {
         required: ByteSize::at_least(1).unwrap(),
         limit_bytes: None,
         parameters: VolumeParameters {
-            volume_path: AppliancePath::parse("/volumes").unwrap(),
-            nvme_address: HostAddress::parse("10.0.0.1").unwrap(),
-            nvme_port: 4420,
-            fs_type: FsType::Ext4,
-            ctrl_loss_tmo_seconds: -1,
-            reconnect_delay_seconds: 5,
-            keep_alive_tmo_seconds: 30,
             migration_timeout_seconds: MIGRATION_TIMEOUT_SECONDS,
+            ..VolumeParameters::with_defaults(
+                AppliancePath::parse("/volumes").unwrap(),
+                HostAddress::parse("10.0.0.1").unwrap(),
+                4420,
+            )
         },
     };
     let Response::Pending { generation } = decide(cluster, create).await else { panic!("not created") };
