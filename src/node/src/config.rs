@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use csi::SocketPath;
 use serde::{Deserialize, Serialize};
 use state_machine::{BootId, NodeId, Nqn};
+use uuid::Uuid;
 
-use crate::identity::{NodeIdentity, host_nqn};
+use crate::fabric::{NqnPrefix, NvmeSettings};
+use crate::identity::{NodeIdentity, host_id, host_nqn};
+use crate::in_use::Roots;
 
 /// Where the kernel says which boot this is.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
@@ -76,6 +79,24 @@ pub enum FabricConfig {
         /// What is `/` to the simulated appliance.
         backing_directory: PathBuf,
     },
+    /// As namespaces of NVMe/TCP subsystems.
+    Nvme {
+        /// What the NQNs of all volumes begin with, the last colon included: the appliance's prefix.
+        #[serde(default = "default_nqn_prefix")]
+        nqn_prefix: String,
+        /// The NVMe host ID, a UUID; by default the UUID in the host NQN, or one made of it.
+        #[serde(default)]
+        host_id: Option<String>,
+        /// Where the host's sysfs is mounted.
+        #[serde(default = "default_sysfs")]
+        sysfs: PathBuf,
+        /// Where the host's proc is mounted: one that shows all of its processes.
+        #[serde(default = "default_proc")]
+        proc: PathBuf,
+        /// Where the host's device nodes are.
+        #[serde(default = "default_dev")]
+        dev: PathBuf,
+    },
 }
 
 /// Time limits, in ms.
@@ -100,6 +121,22 @@ fn default_csi_socket() -> String {
 
 fn default_metrics_address() -> String {
     ":9809".to_owned()
+}
+
+fn default_nqn_prefix() -> String {
+    "nqn.2000-02.com.mikrotik:".to_owned()
+}
+
+fn default_sysfs() -> PathBuf {
+    Roots::default().sysfs
+}
+
+fn default_proc() -> PathBuf {
+    Roots::default().proc
+}
+
+fn default_dev() -> PathBuf {
+    Roots::default().dev
 }
 
 impl NodeConfig {
@@ -128,14 +165,7 @@ impl NodeConfig {
         {
             mistakes.take(field, fs::metadata(file).map_err(|error| format!("{}: {error}", file.display())));
         }
-        if let FabricConfig::Loop { backing_directory } = &self.fabric
-            && !backing_directory.is_dir()
-        {
-            mistakes.add(
-                "fabric.backing_directory",
-                &format!("{} is not a directory", backing_directory.display()),
-            );
-        }
+        let fabric = self.fabric.check(host_nqn.as_ref(), &mut mistakes);
         for (field, value) in [
             ("deadlines.controllers_ms", self.deadlines.controllers_ms),
             ("deadlines.drain_ms", self.deadlines.drain_ms),
@@ -145,14 +175,15 @@ impl NodeConfig {
                 mistakes.add(field, &format!("{value} is not from {least} to {most}"));
             }
         }
-        match (node, socket, metrics_address, boot, host_nqn) {
-            (Some(node), Some(socket), Some(metrics_address), Some(boot), Some(host_nqn))
+        match (node, socket, metrics_address, boot, host_nqn, fabric) {
+            (Some(node), Some(socket), Some(metrics_address), Some(boot), Some(host_nqn), Some(fabric))
                 if mistakes.0.is_empty() =>
             {
                 Ok(Settings {
                     identity: NodeIdentity { node, boot, host_nqn, max_volumes: self.max_volumes },
                     socket,
                     metrics_address,
+                    fabric,
                     controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
                     drain_limit: Duration::from_millis(self.deadlines.drain_ms),
                 })
@@ -188,8 +219,46 @@ pub(crate) struct Settings {
     pub(crate) identity: NodeIdentity,
     pub(crate) socket: SocketPath,
     pub(crate) metrics_address: SocketAddr,
+    pub(crate) fabric: FabricSettings,
     pub(crate) controllers_limit: Duration,
     pub(crate) drain_limit: Duration,
+}
+
+/// How volumes become devices, checked.
+#[derive(Debug)]
+pub(crate) enum FabricSettings {
+    /// Under this fake machine's directory.
+    Fake(PathBuf),
+    /// Over this directory of backing files.
+    Loop(PathBuf),
+    /// By the kernel's NVMe host.
+    Nvme(NvmeSettings),
+}
+
+impl FabricConfig {
+    fn check(&self, host_nqn: Option<&Nqn>, mistakes: &mut Mistakes) -> Option<FabricSettings> {
+        match self {
+            Self::Fake { directory } => Some(FabricSettings::Fake(directory.clone())),
+            Self::Loop { backing_directory } => {
+                mistakes.take("fabric.backing_directory", is_directory(backing_directory))?;
+                Some(FabricSettings::Loop(backing_directory.clone()))
+            }
+            Self::Nvme { nqn_prefix, host_id: id, sysfs, proc, dev } => {
+                let prefix = NqnPrefix::parse(nqn_prefix).map_err(|error| error.to_string());
+                let prefix = mistakes.take("fabric.nqn_prefix", prefix);
+                let not_a_uuid = |error| format!("is not a UUID: {error}");
+                let id = id.as_deref().map(|text| Uuid::parse_str(text).map_err(not_a_uuid)).transpose();
+                let id = mistakes.take("fabric.host_id", id);
+                for (field, path) in [("fabric.sysfs", sysfs), ("fabric.proc", proc), ("fabric.dev", dev)] {
+                    mistakes.take(field, is_directory(path));
+                }
+                let (prefix, id, host_nqn) = (prefix?, id?, host_nqn?.clone());
+                let host_id = id.unwrap_or_else(|| host_id(&host_nqn));
+                let roots = Roots { sysfs: sysfs.clone(), proc: proc.clone(), dev: dev.clone() };
+                Some(FabricSettings::Nvme(NvmeSettings { prefix, host_nqn, host_id, roots }))
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -203,6 +272,10 @@ impl Mistakes {
     fn take<T>(&mut self, field: &str, result: Result<T, String>) -> Option<T> {
         result.map_err(|problem| self.add(field, &problem)).ok()
     }
+}
+
+fn is_directory(path: &Path) -> Result<(), String> {
+    if path.is_dir() { Ok(()) } else { Err(format!("{} is not a directory", path.display())) }
 }
 
 /// `address:port`, or `:port` on every address.
@@ -298,6 +371,39 @@ mod tests {
         ];
         let named: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.split(": ").next()).collect();
         assert_eq!(named, fields, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn an_nvme_fabric_needs_no_more_than_its_kind() {
+        let nvme = |text: &str| NodeConfig {
+            fabric: toml::from_str(&format!("kind = \"nvme\"\n{text}")).unwrap(),
+            ..minimal()
+        };
+        let FabricSettings::Nvme(settings) = nvme("").check().unwrap().fabric else { panic!() };
+        assert_eq!(settings.prefix, NqnPrefix::parse("nqn.2000-02.com.mikrotik:").unwrap());
+        assert_eq!(settings.host_nqn.as_str(), "nqn.2014-08.org.example:a");
+        assert_eq!(settings.roots.dev, PathBuf::from("/dev"));
+        let wrong = r#"
+            nqn_prefix = "nqn.2000-02.com.mikrotik"
+            host_id = "7"
+            sysfs = "/nowhere/sys"
+            proc = "/nowhere/proc"
+            dev = "/dev/null"
+        "#;
+        let mistakes = nvme(wrong).validate();
+        let named: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.split(": ").next()).collect();
+        let fields = ["nqn_prefix", "host_id", "sysfs", "proc", "dev"].map(|field| format!("fabric.{field}"));
+        assert_eq!(named, fields, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn a_host_id_is_the_uuid_in_the_host_nqn() {
+        let uuid = "6f1d3c52-8d0e-5b1b-9a35-1c0a52d57c11";
+        let of = |nqn: &str| host_id(&Nqn::parse(nqn).unwrap());
+        assert_eq!(of(&format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}")).to_string(), uuid);
+        let made = of("nqn.2014-08.org.example:node-a");
+        assert_eq!(made, of("nqn.2014-08.org.example:node-a"));
+        assert_ne!(made, of("nqn.2014-08.org.example:node-b"));
     }
 
     #[test]

@@ -41,3 +41,11 @@ pub(crate) fn host_nqn(machine_id: &str, node: &NodeId) -> Result<Nqn, IdError> 
     let uuid = Uuid::new_v5(&HOST_NAMESPACE, format!("{machine_id}/{node}").as_bytes());
     Nqn::parse(&format!("{UUID_NQN_PREFIX}:{uuid}"))
 }
+
+/// The host ID that goes with a host NQN: the UUID in it, if it is made of one, else one made of it.
+pub(crate) fn host_id(host_nqn: &Nqn) -> Uuid {
+    let text = host_nqn.as_str();
+    let uuid =
+        text.strip_prefix(UUID_NQN_PREFIX).and_then(|rest| Uuid::parse_str(rest.strip_prefix(':')?).ok());
+    uuid.unwrap_or_else(|| Uuid::new_v5(&HOST_NAMESPACE, text.as_bytes()))
+}

@@ -21,11 +21,14 @@ mod metrics;
 mod mounts;
 mod operations;
 mod outcome;
+mod own_thread;
 mod publish;
 mod run;
 mod service;
 mod stage;
+mod sysfs;
 mod tool;
+mod under_way;
 mod undo;
 mod volumes;
 

@@ -78,7 +78,11 @@ impl NodeError {
             Self::Gateway(GatewayError::Refused { .. }) => Code::FailedPrecondition,
             // Unknown is never NOT_FOUND, and is tried again.
             Self::Fabric(FabricError::Unreachable { .. } | FabricError::Unknown { .. }) => Code::Unavailable,
-            Self::Fabric(FabricError::StillThere { .. }) => Code::FailedPrecondition,
+            Self::Fabric(
+                FabricError::StillThere { .. }
+                | FabricError::HoldersUnseen { .. }
+                | FabricError::Refused { .. },
+            ) => Code::FailedPrecondition,
             Self::Fabric(FabricError::Unseen(_) | FabricError::Tool(_)) => Code::Internal,
             Self::Mount(MountError::Foreign { .. }) => Code::FailedPrecondition,
             Self::Mount(MountError::OutOfTime { .. }) => Code::Unavailable,

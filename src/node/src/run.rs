@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{FabricConfig, NodeConfig, Settings};
-use crate::fabric::{Fabric, FakeFabric, LoopFabric};
+use crate::config::{FabricSettings, NodeConfig, Settings};
+use crate::fabric::{Fabric, FakeFabric, LoopFabric, NvmeFabric};
 use crate::fake_machine::FakeMachine;
 use crate::gateway::{Gateway, LineError};
 use crate::http::{Observable, routes};
@@ -67,7 +67,7 @@ pub enum RunError {
 pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunError> {
     let settings = config.check().map_err(RunError::Config)?;
     let Some(_lock) = lock(&settings, &stop).await? else { return Ok(()) };
-    let (fabric, mounts) = fabric_and_mounts(&config.fabric, &settings).await?;
+    let (fabric, mounts) = fabric_and_mounts(&settings).await?;
     let metrics = Metrics::new(&Registry::new())?;
     let identity = settings.identity.clone();
     let gateway = Arc::new(Gateway::new(identity.clone(), &config.controllers, &config.tls)?);
@@ -136,19 +136,17 @@ async fn lock(settings: &Settings, stop: &CancellationToken) -> Result<Option<Fi
     }
 }
 
-async fn fabric_and_mounts(
-    config: &FabricConfig,
-    settings: &Settings,
-) -> Result<(Arc<dyn Fabric>, Arc<dyn Mounts>), RunError> {
-    match config {
-        FabricConfig::Fake { directory } => {
+async fn fabric_and_mounts(settings: &Settings) -> Result<(Arc<dyn Fabric>, Arc<dyn Mounts>), RunError> {
+    match &settings.fabric {
+        FabricSettings::Fake(directory) => {
             let machine =
                 FakeMachine::boot(directory, &settings.identity.boot).await.map_err(RunError::Fabric)?;
             Ok((Arc::new(FakeFabric::new(machine.clone())), Arc::new(FakeMounts::new(machine))))
         }
-        FabricConfig::Loop { backing_directory } => {
+        FabricSettings::Loop(backing_directory) => {
             let fabric = LoopFabric::new(backing_directory).map_err(RunError::Fabric)?;
             Ok((Arc::new(fabric), Arc::new(KernelMounts)))
         }
+        FabricSettings::Nvme(nvme) => Ok((Arc::new(NvmeFabric::new(nvme.clone())), Arc::new(KernelMounts))),
     }
 }

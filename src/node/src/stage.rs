@@ -127,11 +127,10 @@ impl NodeVolumes {
     /// Disconnects the device, unless somebody holds it.
     pub(crate) async fn disconnect_unheld(&self, device: &Device) -> Result<(), NodeError> {
         let volume = &device.volume;
-        let holders = self.fabric.holders(device).await?;
+        let holders = self.fabric.disconnect_unheld(device).await?;
         if !holders.is_empty() {
             return Err(NodeError::InUse { volume: volume.clone(), holders });
         }
-        self.fabric.disconnect(volume).await?;
         let (device, node) = (device.path.display(), &self.identity.node);
         tracing::info!(%volume, %node, fabric = self.fabric.name(), %device, "disconnected");
         Ok(())

@@ -106,12 +106,16 @@ impl Fabric for FakeFabric {
         }
     }
 
-    async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError> {
-        match fs::read_to_string(self.machine.held().join(device.volume.as_str())).await {
+    async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError> {
+        let volume = &device.volume;
+        match fs::read_to_string(self.machine.held().join(volume.as_str())).await {
             Ok(holder) => Ok(vec![format!("simulated process {}", holder.trim())]),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.disconnect(volume).await?;
+                Ok(Vec::new())
+            }
             Err(error) => {
-                Err(FabricError::Unknown { volume: device.volume.clone(), reason: error.to_string() })
+                Err(FabricError::HoldersUnseen { volume: volume.clone(), reason: error.to_string() })
             }
         }
     }

@@ -8,15 +8,16 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use state_machine::VolumeId;
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed};
-use crate::in_use::{held_by_kernel, open_in_processes};
+use crate::in_use::{Claimed, InUse, LinuxBlockDevices, Roots, Thoroughness};
+use crate::sysfs::{has_device, parse_number, read_if_there};
 use crate::tool;
 
 /// How long `losetup` may take, in ms.
@@ -25,48 +26,43 @@ const LOSETUP_LIMIT_MS: u64 = 20_000;
 const SETTLE_LIMIT_MS: u64 = 5_000;
 /// How often it is looked at meanwhile, in ms.
 const SETTLE_POLL_MS: u64 = 20;
-/// How long a look at all processes may take, in ms.
-const HOLDERS_LIMIT_MS: u64 = 20_000;
-/// How long a device must be held to count as in use, in ms: every `losetup` opens all of them for a moment, and
-/// udev probes new ones.
-const PASSING_HOLDER_MS: u64 = 1_000;
 /// Unit of `/sys/block/*/size`, in bytes.
 const SYSFS_SECTOR_BYTES: u64 = 512;
-/// The major number of file systems without a block device, such as tmpfs: nothing of ours, and never gone.
-const UNNAMED_MAJOR: u32 = 0;
 /// What the kernel appends to the name of a backing file that was deleted.
 const DELETED_MARK: &str = " (deleted)";
 
 /// Connections that are loop devices.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct LoopFabric {
     /// The root of the simulated appliance's paths, without symbolic links, as sysfs prints it.
     backing_directory: PathBuf,
-    sys_block: PathBuf,
-    proc: PathBuf,
+    sysfs: PathBuf,
+    in_use: InUse,
 }
 
 impl LoopFabric {
     /// The fabric over the appliance whose `/` is `backing_directory`.
     pub(crate) fn new(backing_directory: &Path) -> io::Result<Self> {
+        let roots = Roots::default();
         Ok(Self {
             backing_directory: backing_directory.canonicalize()?,
-            sys_block: PathBuf::from("/sys/block"),
-            proc: PathBuf::from("/proc"),
+            sysfs: roots.sysfs.clone(),
+            // Whoever is overlooked: the kernel detaches no loop device that is open.
+            in_use: InUse::new(roots, Thoroughness::Lenient, Arc::new(LinuxBlockDevices)),
         })
     }
 
     /// All volumes that are connected, by the backing files of all loop devices.
     fn scan(&self) -> io::Result<Vec<Device>> {
         let mut devices = Vec::new();
-        for entry in fs::read_dir(&self.sys_block)? {
+        for entry in fs::read_dir(self.sysfs.join("block"))? {
             let directory = entry?.path();
             let Some(name) = directory.file_name().and_then(OsStr::to_str) else { continue };
             let Some(backing) = read_if_there(&directory.join("loop/backing_file"))? else { continue };
-            let Some(volume) = self.volume_of(backing.trim_end_matches('\n')) else { continue };
+            let Some(volume) = self.volume_of(&backing) else { continue };
             let number = fs::read_to_string(directory.join("dev"))?;
             let sectors = fs::read_to_string(directory.join("size"))?;
-            let (major, minor) = parse_number(&number).ok_or_else(|| unreadable("dev", &number))?;
+            let (major, minor) = parse_number(number.trim()).ok_or_else(|| unreadable("dev", &number))?;
             let sectors: u64 = sectors.trim().parse().map_err(|_| unreadable("size", &sectors))?;
             devices.push(Device {
                 volume,
@@ -168,27 +164,21 @@ impl Fabric for LoopFabric {
         }
     }
 
-    async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError> {
-        let unknown = |reason: String| FabricError::Unknown {
-            volume: device.volume.clone(),
-            reason: format!("who holds {}: {reason}", device.path.display()),
-        };
+    async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError> {
+        let volume = &device.volume;
+        let unseen = |reason: String| FabricError::HoldersUnseen { volume: volume.clone(), reason };
         let DeviceId::Number { major, minor } = device.id else {
-            return Err(unknown("it has no device number".to_owned()));
+            return Err(unseen("it has no device number".to_owned()));
         };
-        let until = Instant::now() + Duration::from_millis(PASSING_HOLDER_MS);
-        loop {
-            let (path, proc) = (device.path.clone(), self.proc.clone());
-            let look = spawn_blocking(move || holders_of(&proc, &path, (major, minor)));
-            let holders = match timeout(Duration::from_millis(HOLDERS_LIMIT_MS), look).await {
-                Err(_) => return Err(unknown("the look took too long".to_owned())),
-                Ok(Err(_)) => return Err(unknown("the look was broken off".to_owned())),
-                Ok(Ok(found)) => found.map_err(|error| unknown(error.to_string()))?,
-            };
-            if holders.is_empty() || Instant::now() >= until {
-                return Ok(holders);
+        let claimed = self.in_use.claim(&device.path, (major, minor)).await;
+        match claimed.map_err(|error| unseen(error.to_string()))? {
+            Claimed::Held(holders) => Ok(holders),
+            Claimed::Free(claim) => {
+                // The kernel would wait for it before it detaches the device.
+                drop(claim);
+                self.disconnect(volume).await?;
+                Ok(Vec::new())
             }
-            sleep(Duration::from_millis(SETTLE_POLL_MS)).await;
         }
     }
 
@@ -207,13 +197,7 @@ impl Fabric for LoopFabric {
 
     async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError> {
         let DeviceId::Number { major, minor } = id else { return Ok(false) };
-        if *major == UNNAMED_MAJOR {
-            return Ok(true);
-        }
-        let devices = Path::new("/sys/dev/block");
-        // Without sysfs everything would look stale.
-        fs::metadata(devices).map_err(FabricError::Unseen)?;
-        Ok(devices.join(format!("{major}:{minor}")).exists())
+        has_device(&self.sysfs, (*major, *minor)).map_err(FabricError::Unseen)
     }
 
     async fn connections(&self) -> Result<Connections, FabricError> {
@@ -225,34 +209,6 @@ impl Fabric for LoopFabric {
         let devices = self.scan().map_err(FabricError::Unseen)?;
         Ok(Connections { volumes: devices.into_iter().map(connection).collect(), foreign: Vec::new() })
     }
-}
-
-fn holders_of(proc: &Path, device: &Path, number: (u32, u32)) -> io::Result<Vec<String>> {
-    let processes = open_in_processes(proc, number)?;
-    // The others need no refusal: whoever they are, the kernel detaches no loop device that is open.
-    if !processes.unseen.is_empty() {
-        tracing::debug!(unseen = ?processes.unseen, "not all processes can be looked into");
-    }
-    let mut holders = processes.holders;
-    if held_by_kernel(device)? {
-        holders.push("the kernel (a mount in another namespace, device mapper, md or swap)".to_owned());
-    }
-    Ok(holders)
-}
-
-fn read_if_there(file: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(file) {
-        Ok(text) => Ok(Some(text)),
-        // The attribute went away while it was read: the device has just been detached.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn parse_number(text: &str) -> Option<(u32, u32)> {
-    let (major, minor) = text.trim().split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn unreadable(attribute: &str, text: &str) -> io::Error {

@@ -1,12 +1,13 @@
 //! How a volume becomes a device on this node.
 //!
 //! [`Fabric`] is cut for NVMe/TCP: one connection per volume, found by what it is connected to and never by its
-//! number, and three answers to "is it connected?": known, absent, and (as an error) unknown. Two fabrics need no
-//! appliance: [`FakeFabric`] has plain files and is for trying things out; [`LoopFabric`] has real block devices
-//! over the simulator's backing files.
+//! number, and three answers to "is it connected?": known, absent, and (as an error) unknown. [`NvmeFabric`] is the real
+//! one. Two fabrics need no appliance: [`FakeFabric`] has plain files and is for trying things out; [`LoopFabric`] has
+//! real block devices over the simulator's backing files.
 
 mod fake;
 mod loop_device;
+mod nvme;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use thiserror::Error;
 
 pub(crate) use fake::FakeFabric;
 pub(crate) use loop_device::LoopFabric;
+pub(crate) use nvme::{NqnPrefix, NvmeFabric, NvmeSettings};
 
 use crate::tool::ToolError;
 
@@ -123,12 +125,29 @@ pub(crate) enum FabricError {
         /// What happened.
         reason: String,
     },
+    /// The node has something, or is told something, that keeps it from connecting the volume; trying again alone
+    /// does not help.
+    #[error("volume {volume} is not connected: {reason}")]
+    Refused {
+        /// The volume.
+        volume: VolumeId,
+        /// What it is, and what to do.
+        reason: String,
+    },
     /// What there is could not be seen.
     #[error("cannot see whether volume {volume} is connected: {reason}")]
     Unknown {
         /// The volume.
         volume: VolumeId,
         /// What happened.
+        reason: String,
+    },
+    /// Who holds the device could not be seen, so somebody may.
+    #[error("volume {volume} stays connected, as it cannot be seen who holds it: {reason}")]
+    HoldersUnseen {
+        /// The volume.
+        volume: VolumeId,
+        /// What could not be seen, and what to do.
         reason: String,
     },
     /// The device is still there after it was told to go.
@@ -165,9 +184,10 @@ pub(crate) trait Fabric: Send + Sync + 'static {
     /// `at_least_bytes`. The answer has whatever size it then is.
     async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError>;
 
-    /// Who has the device open or holds it inside the kernel, in words for people; empty only if nobody does.
-    /// A look that could not be completed is [`FabricError::Unknown`].
-    async fn holders(&self, device: &Device) -> Result<Vec<String>, FabricError>;
+    /// Disconnects the device unless somebody has it open, or holds it inside the kernel: then the answer is who, in
+    /// words for people, and it stays connected. No holders means that it is disconnected, as by [`Fabric::disconnect`].
+    /// A look that could not be completed is [`FabricError::HoldersUnseen`], and nothing is disconnected.
+    async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError>;
 
     /// Ends the volume's connection, with or without a device; none is success. Success means that
     /// [`Fabric::find`] answers [`Observed::Absent`]. Whether anybody holds the device is the caller's question.

@@ -328,7 +328,11 @@ async fn a_mount_in_another_namespace_keeps_it_connected() {
     let answer = machine.unstage().await;
     drop(other.stdin.take());
     other.wait().unwrap();
-    refused(answer, Code::FailedPrecondition, &["stays connected", "the kernel (a mount"]);
+    refused(
+        answer,
+        Code::FailedPrecondition,
+        &["stays connected", "mounted at", "in the mount namespace of process"],
+    );
     machine.unstage().await.unwrap();
 }
 
