@@ -1,23 +1,28 @@
 //! The node plugin's configuration: parsed once, checked as a whole, handed down.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use csi::SocketPath;
+use csi::{SocketPath, Topology};
 use serde::{Deserialize, Serialize};
 use state_machine::{BootId, NodeId, Nqn};
 use uuid::Uuid;
 
-use crate::fabric::{NqnPrefix, NvmeSettings};
+use crate::fabric::{DEFAULT_NR_IO_QUEUES, NqnPrefix, NvmeSettings};
 use crate::identity::{NodeIdentity, host_id, host_nqn};
 use crate::in_use::Roots;
+use crate::steps::Step;
+use crate::volume_limit::{memory_bytes, volume_limit};
 
 /// Where the kernel says which boot this is.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// Where the system says which machine this is: machine-id(5).
 const MACHINE_ID_FILE: &str = "/etc/machine-id";
+/// Where the kernel says how much memory the machine has.
+const MEMORY_FILE: &str = "/proc/meminfo";
 /// Least and largest `deadlines.controllers_ms` and `deadlines.drain_ms`.
 const DEADLINE_RANGE_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 
@@ -39,7 +44,7 @@ pub struct NodeConfig {
     /// What the node calls itself to NVMe subsystems; by default made from `/etc/machine-id` and `node_id`.
     #[serde(default)]
     pub host_nqn: Option<String>,
-    /// How many volumes the node can take; 0, the default, is no limit.
+    /// How many volumes the node can take; 0, the default, has it computed from the machine's memory.
     #[serde(default)]
     pub max_volumes: u32,
     /// Where to serve /metrics, /healthz and /readyz, as `address:port` or `:port`.
@@ -51,6 +56,12 @@ pub struct NodeConfig {
     /// Time limits.
     #[serde(default)]
     pub deadlines: Deadlines,
+    /// Where in the cluster the node is, as far as reaching volumes goes; empty, the default, is everywhere.
+    #[serde(default)]
+    pub topology: BTreeMap<String, String>,
+    /// For tests only: the process ends itself with SIGKILL after the first step of this name.
+    #[serde(default)]
+    pub die_after_step: Option<String>,
 }
 
 /// PEM files.
@@ -175,21 +186,42 @@ impl NodeConfig {
                 mistakes.add(field, &format!("{value} is not from {least} to {most}"));
             }
         }
-        match (node, socket, metrics_address, boot, host_nqn, fabric) {
-            (Some(node), Some(socket), Some(metrics_address), Some(boot), Some(host_nqn), Some(fabric))
-                if mistakes.0.is_empty() =>
-            {
-                Ok(Settings {
-                    identity: NodeIdentity { node, boot, host_nqn, max_volumes: self.max_volumes },
-                    socket,
-                    metrics_address,
-                    fabric,
-                    controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
-                    drain_limit: Duration::from_millis(self.deadlines.drain_ms),
-                })
-            }
+        let max_volumes = mistakes.take("max_volumes", self.max_volumes());
+        let topology = Topology::parse(&self.topology)
+            .map_err(|problems| problems.iter().for_each(|problem| mistakes.add("topology", problem)));
+        let step = self.die_after_step.as_deref().map(Step::parse).transpose();
+        let die_after_step = mistakes.take("die_after_step", step).flatten();
+        match (node, socket, metrics_address, boot, host_nqn, fabric, max_volumes, topology) {
+            (
+                Some(node),
+                Some(socket),
+                Some(metrics_address),
+                Some(boot),
+                Some(host_nqn),
+                Some(fabric),
+                Some(max_volumes),
+                Ok(topology),
+            ) if mistakes.0.is_empty() => Ok(Settings {
+                identity: NodeIdentity { node, boot, host_nqn, max_volumes },
+                topology,
+                die_after_step,
+                socket,
+                metrics_address,
+                fabric,
+                controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
+                drain_limit: Duration::from_millis(self.deadlines.drain_ms),
+            }),
             _ => Err(mistakes.0),
         }
+    }
+
+    fn max_volumes(&self) -> Result<u32, String> {
+        if self.max_volumes != 0 {
+            return Ok(self.max_volumes);
+        }
+        let text = fs::read_to_string(MEMORY_FILE).map_err(|error| format!("{MEMORY_FILE}: {error}"))?;
+        let unknown = || format!("{MEMORY_FILE} does not say how much memory there is; set max_volumes");
+        Ok(volume_limit(memory_bytes(&text).ok_or_else(unknown)?, default_io_queues()))
     }
 
     fn boot(&self) -> Result<BootId, String> {
@@ -213,6 +245,12 @@ impl NodeConfig {
     }
 }
 
+/// How many I/O queues a volume has by default: one for each CPU, up to a bound.
+fn default_io_queues() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cpus).unwrap_or(u32::MAX).min(DEFAULT_NR_IO_QUEUES)
+}
+
 /// The configuration as checked types.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -222,6 +260,8 @@ pub(crate) struct Settings {
     pub(crate) fabric: FabricSettings,
     pub(crate) controllers_limit: Duration,
     pub(crate) drain_limit: Duration,
+    pub(crate) topology: Topology,
+    pub(crate) die_after_step: Option<Step>,
 }
 
 /// How volumes become devices, checked.
@@ -326,7 +366,10 @@ mod tests {
         assert_eq!(config.validate(), Vec::<String>::new());
         let settings = config.check().unwrap();
         assert_eq!(settings.metrics_address, "0.0.0.0:9809".parse().unwrap());
-        assert_eq!(settings.identity.max_volumes, 0);
+        assert!((8..=256).contains(&settings.identity.max_volumes), "computed");
+        assert_eq!(NodeConfig { max_volumes: 7, ..minimal() }.check().unwrap().identity.max_volumes, 7);
+        assert!(settings.topology.is_everywhere());
+        assert_eq!(settings.die_after_step, None);
         assert_eq!(config.csi_socket, "unix:///csi/csi.sock");
     }
 
@@ -351,6 +394,8 @@ mod tests {
             metrics_address: "9809".to_owned(),
             boot_id: Some("a b".to_owned()),
             deadlines: Deadlines { controllers_ms: 1, drain_ms: u64::MAX },
+            topology: BTreeMap::from([("-zone".to_owned(), "a b".to_owned())]),
+            die_after_step: Some("mount".to_owned()),
             ..minimal()
         }
         .validate();
@@ -368,6 +413,9 @@ mod tests {
             "fabric.backing_directory",
             "deadlines.controllers_ms",
             "deadlines.drain_ms",
+            "topology",
+            "topology",
+            "die_after_step",
         ];
         let named: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.split(": ").next()).collect();
         assert_eq!(named, fields, "{mistakes:#?}");

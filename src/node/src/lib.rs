@@ -9,6 +9,7 @@
 //! the controllers however long that takes, serves until it is told to stop, and lets running operations end.
 
 mod block_targets;
+mod condition;
 mod config;
 mod fabric;
 mod fake_machine;
@@ -26,12 +27,16 @@ mod publish;
 mod run;
 mod service;
 mod stage;
+mod stale;
+mod steps;
 mod sysfs;
 mod tool;
 mod under_way;
 mod undo;
+mod volume_limit;
 mod volumes;
 
 pub use config::{Deadlines, FabricConfig, NodeConfig, TlsFiles};
 pub use gateway::LineError;
 pub use run::{RunError, run};
+pub use steps::Step;

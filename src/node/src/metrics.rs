@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 /// Buckets of all durations, in seconds: from a look at a table to a format of a large volume.
@@ -20,6 +21,9 @@ pub(crate) struct Metrics {
     connects: IntCounterVec,
     connect_duration: Histogram,
     connections: IntGauge,
+    step_duration: HistogramVec,
+    stale_mounts: IntCounter,
+    stale_recoveries: IntCounterVec,
 }
 
 impl Metrics {
@@ -47,15 +51,22 @@ impl Metrics {
             &["status"],
         )?;
         let buckets = || DURATION_BUCKETS_SECONDS.to_vec();
-        let operation_duration = HistogramVec::new(
-            HistogramOpts::new(
-                "rds_csi_operation_duration_seconds",
-                "Time taken by CSI operations on volumes.",
-            )
-            .buckets(buckets()),
+        let durations =
+            |name: &str, help: &str, labels: &[&str]| -> Result<HistogramVec, prometheus::Error> {
+                let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets()), labels)?;
+                registry.register(Box::new(metric.clone()))?;
+                Ok(metric)
+            };
+        let operation_duration = durations(
+            "rds_csi_operation_duration_seconds",
+            "Time taken by CSI operations on volumes.",
             &["operation"],
         )?;
-        registry.register(Box::new(operation_duration.clone()))?;
+        let step_duration = durations(
+            "rds_csi_node_step_duration_seconds",
+            "Time taken by the steps of staging and unstaging, of those that were needed and done.",
+            &["step"],
+        )?;
         let connect_duration = Histogram::with_opts(
             HistogramOpts::new(
                 "rds_csi_nvme_connect_duration_seconds",
@@ -69,6 +80,16 @@ impl Metrics {
             "Volumes connected to this node over the configured fabric, looked up at each scrape.",
         )?;
         registry.register(Box::new(connections.clone()))?;
+        let stale_mounts = IntCounter::new(
+            "rds_csi_stale_mounts_detected_total",
+            "Mounts found whose device is gone, or whose file system has stopped after I/O errors.",
+        )?;
+        registry.register(Box::new(stale_mounts.clone()))?;
+        let stale_recoveries = counters(
+            "rds_csi_stale_recoveries_total",
+            "Attempts to take such mounts away, by outcome.",
+            &["status"],
+        )?;
         let registry = registry.clone();
         Ok(Self {
             registry,
@@ -78,6 +99,9 @@ impl Metrics {
             connects,
             connect_duration,
             connections,
+            step_duration,
+            stale_mounts,
+            stale_recoveries,
         })
     }
 
@@ -97,6 +121,18 @@ impl Metrics {
 
     pub(crate) fn connections(&self, count: usize) {
         self.connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn step(&self, step: &str, took: Duration) {
+        self.step_duration.with_label_values(&[step]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn stale_mount(&self) {
+        self.stale_mounts.inc();
+    }
+
+    pub(crate) fn stale_recovery(&self, succeeded: bool) {
+        self.stale_recoveries.with_label_values(&[status(succeeded)]).inc();
     }
 
     /// Everything in the text format.

@@ -84,7 +84,10 @@ impl NodeError {
                 | FabricError::Refused { .. },
             ) => Code::FailedPrecondition,
             Self::Fabric(FabricError::Unseen(_) | FabricError::Tool(_)) => Code::Internal,
-            Self::Mount(MountError::Foreign { .. }) => Code::FailedPrecondition,
+            // Tried again, neither changes by itself, or not soon.
+            Self::Mount(
+                MountError::Foreign { .. } | MountError::Damaged { .. } | MountError::Held { .. },
+            ) => Code::FailedPrecondition,
             Self::Mount(MountError::OutOfTime { .. }) => Code::Unavailable,
             Self::Mount(MountError::Tool(_) | MountError::Io { .. }) => Code::Internal,
         }

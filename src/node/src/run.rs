@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::mounts::{FakeMounts, KernelMounts, Mounts};
 use crate::operations::Operations;
 use crate::service::NodeService;
+use crate::steps::Steps;
 use crate::volumes::NodeVolumes;
 
 /// How often a predecessor's lock is tried, in ms.
@@ -72,6 +73,7 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let identity = settings.identity.clone();
     let gateway = Arc::new(Gateway::new(identity.clone(), &config.controllers, &config.tls)?);
     let operations = Arc::new(Operations::new(identity.node.clone(), metrics.clone()));
+    let server = CsiServer::at(&settings.topology);
     let service = NodeService {
         volumes: NodeVolumes {
             identity,
@@ -79,9 +81,11 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
             mounts,
             gateway: gateway.clone(),
             metrics: metrics.clone(),
+            steps: Steps::new(metrics.clone(), settings.die_after_step),
         },
         operations: operations.clone(),
         controllers_limit: settings.controllers_limit,
+        topology: settings.topology,
     };
     let http = TcpListener::bind(settings.metrics_address).await.map_err(RunError::Http)?;
     let socket = Socket::bind(&settings.socket).await?;
@@ -93,7 +97,7 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let register = tokio::spawn(async move { gateway.keep_registered(registering).await });
     let served = async {
         let _end_the_others = serving.clone().drop_guard();
-        CsiServer::new().node(service).serve(socket, serving).await
+        server.node(service).serve(socket, serving).await
     };
     let observed = async {
         let _end_the_others = ending.clone().drop_guard();
@@ -145,8 +149,10 @@ async fn fabric_and_mounts(settings: &Settings) -> Result<(Arc<dyn Fabric>, Arc<
         }
         FabricSettings::Loop(backing_directory) => {
             let fabric = LoopFabric::new(backing_directory).map_err(RunError::Fabric)?;
-            Ok((Arc::new(fabric), Arc::new(KernelMounts)))
+            Ok((Arc::new(fabric), Arc::new(KernelMounts::default())))
         }
-        FabricSettings::Nvme(nvme) => Ok((Arc::new(NvmeFabric::new(nvme.clone())), Arc::new(KernelMounts))),
+        FabricSettings::Nvme(nvme) => {
+            Ok((Arc::new(NvmeFabric::new(nvme.clone())), Arc::new(KernelMounts::default())))
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use csi::Topology;
 use csi::parse::{NodeExpand, NodePublish, NodeStage, NodeStats, NodeUnpublish, NodeUnstage};
 use proto::csi::v1;
 use proto::csi::v1::node_server::Node;
@@ -12,16 +13,18 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use crate::condition::Condition;
 use crate::measure::VolumeUsage;
 use crate::mounts::Filled;
 use crate::operations::Operations;
 use crate::volumes::NodeVolumes;
 
 /// What the node plugin offers besides publishing.
-const CAPABILITIES: [rpc::Type; 4] = [
+const CAPABILITIES: [rpc::Type; 5] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
     rpc::Type::ExpandVolume,
+    rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
 ];
 /// How long before the caller's time is up it is answered with a reason, in ms.
@@ -33,6 +36,8 @@ pub(crate) struct NodeService {
     pub(crate) operations: Arc<Operations>,
     /// How long the controllers may be asked when the caller sets no shorter limit.
     pub(crate) controllers_limit: Duration,
+    /// From where in the cluster this node reaches volumes.
+    pub(crate) topology: Topology,
 }
 
 impl NodeService {
@@ -72,9 +77,10 @@ impl Node for NodeService {
         &self,
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
+        let until = self.until(request.metadata());
         let publish = NodePublish::parse(request.get_ref())?;
         let (volumes, volume) = (self.volumes.clone(), publish.volume.clone());
-        self.operations.run("publish", &volume, async move { volumes.publish(publish).await }).await?;
+        self.operations.run("publish", &volume, async move { volumes.publish(publish, until).await }).await?;
         Ok(Response::new(v1::NodePublishVolumeResponse {}))
     }
 
@@ -93,16 +99,20 @@ impl Node for NodeService {
         &self,
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
-        let usage = match self.volumes.stats(NodeStats::parse(request.get_ref())?).await? {
-            VolumeUsage::FileSystem(usage) => {
+        let report = self.volumes.stats(NodeStats::parse(request.get_ref())?).await?;
+        let usage = match report.usage {
+            None => Vec::new(),
+            Some(VolumeUsage::FileSystem(usage)) => {
                 vec![filled(usage.bytes, Unit::Bytes), filled(usage.inodes, Unit::Inodes)]
             }
-            VolumeUsage::Block { size_bytes } => {
+            Some(VolumeUsage::Block { size_bytes }) => {
                 let total = clamp(size_bytes);
                 vec![v1::VolumeUsage { total, unit: Unit::Bytes.into(), ..Default::default() }]
             }
         };
-        Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage, volume_condition: None }))
+        let Condition { abnormal, message } = report.condition;
+        let volume_condition = Some(v1::VolumeCondition { abnormal, message });
+        Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage, volume_condition }))
     }
 
     async fn node_expand_volume(
@@ -135,7 +145,7 @@ impl Node for NodeService {
         Ok(Response::new(v1::NodeGetInfoResponse {
             node_id: identity.node.to_string(),
             max_volumes_per_node: i64::from(identity.max_volumes),
-            accessible_topology: None,
+            accessible_topology: self.topology.to_proto(),
         }))
     }
 }

@@ -8,12 +8,13 @@
 use std::path::Path;
 
 use csi::parse::{Access, MountFlag, NodeStage, NodeUnstage};
-use state_machine::{AccessMode, AccessType, FsType, VolumeId};
+use state_machine::{AccessMode, AccessType, FsType, MkfsOptions, VolumeId};
 use tokio::time::Instant;
 
 use crate::fabric::{Connect, Device, Observed};
 use crate::mounts::{Content, MountEntry, MountOptions};
 use crate::outcome::NodeError;
+use crate::steps::Step;
 use crate::volumes::{NodeVolumes, resolve};
 
 /// Mount flags that the kernel prints if and only if they were given: by these a mount is told from another.
@@ -34,14 +35,17 @@ impl NodeVolumes {
         let staging = resolve(&request.staging_path).await?;
         let seen = self.fabric.find(volume).await?;
         // Also of what is connected: the controllers may have another picture, and are to have this one.
-        self.ask_permission(volume, generation, until).await?;
+        let asked = self.ask_permission(volume, generation, until);
+        self.steps.take(Step::Permitted, volume, asked).await?;
+        let connect = connect_of(request);
         let device = match seen {
-            Observed::Known(device) => device,
+            // Nothing is made anew: the fabric looks whether it is connected to where it should be.
+            Observed::Known(_) => self.fabric.connect(&connect).await?,
             Observed::Absent | Observed::WithoutDevice(_) => {
-                self.connect(&connect_of(request), generation).await?
+                self.steps.take(Step::Connected, volume, self.connect(&connect, generation)).await?
             }
         };
-        let mounted = self.mount_at(&staging).await?;
+        let mounted = self.mount_in_force(&staging, &device).await?;
         match request.access_type() {
             AccessType::Block => match mounted {
                 Some(entry) if entry.device == device.id => {
@@ -62,7 +66,7 @@ impl NodeVolumes {
                             format!("{} has another device, {}, mounted", staging.display(), entry.device);
                         Err(NodeError::NotNow { volume: volume.clone(), reason })
                     }
-                    None => self.mount_file_system(&device, &staging, &options).await,
+                    None => self.mount_file_system(request, &device, &staging, &options).await,
                 }
             }
         }
@@ -70,13 +74,14 @@ impl NodeVolumes {
 
     async fn mount_file_system(
         &self,
+        request: &NodeStage,
         device: &Device,
         staging: &Path,
         options: &MountOptions,
     ) -> Result<(), NodeError> {
-        let refuse = |reason: String| Err(NodeError::NotNow { volume: device.volume.clone(), reason });
-        let wanted = options.fs_type;
-        match self.mounts.content(device).await? {
+        let (volume, wanted) = (&device.volume, options.fs_type);
+        let refuse = |reason: String| Err(NodeError::NotNow { volume: volume.clone(), reason });
+        match self.steps.take(Step::Probed, volume, self.mounts.content(device)).await? {
             Content::FileSystem(found) if found == wanted => {}
             Content::FileSystem(found) => {
                 return refuse(format!("it has {}, {} is asked for", found.as_str(), wanted.as_str()));
@@ -85,19 +90,25 @@ impl NodeVolumes {
                 return refuse("it is empty, and a reader does not format it".to_owned());
             }
             Content::Empty => {
-                tracing::info!(volume = %device.volume, fs_type = wanted.as_str(), "empty, formatting");
-                self.counted("format", self.mounts.format(device, wanted)).await?;
+                let mkfs_options = mkfs_options_of(request);
+                tracing::info!(%volume, fs_type = wanted.as_str(), ?mkfs_options, "empty, formatting");
+                let format = self.counted("format", self.mounts.format(device, wanted, &mkfs_options));
+                self.steps.take(Step::Formatted, volume, format).await?;
             }
             Content::Unclear(what) => {
                 return refuse(format!(
                     "it is neither empty nor a sound {} ({what}); it is not formatted: repair it, or erase it if \
-                     nothing on it is needed",
+                     nothing on it is needed, as after a formatting that was broken off",
                     wanted.as_str()
                 ));
             }
         }
-        self.counted("mount", self.mounts.mount(device, staging, options)).await?;
-        Ok(())
+        if !options.read_only {
+            let check = self.counted("check", self.mounts.check(device, wanted));
+            self.steps.take(Step::Checked, volume, check).await?;
+        }
+        let mount = self.counted("mount", self.mounts.mount(device, staging, options));
+        Ok(self.steps.take(Step::Mounted, volume, mount).await?)
     }
 
     /// Unmounts and disconnects the volume, if nobody uses it, and has the controllers know. Success whenever it
@@ -105,32 +116,46 @@ impl NodeVolumes {
     pub(crate) async fn unstage(&self, request: NodeUnstage, until: Instant) -> Result<(), NodeError> {
         let volume = &request.volume;
         let staging = resolve(&request.staging_path).await?;
-        match self.fabric.find(volume).await? {
-            Observed::Absent => self.unmount(volume, &staging, None).await?,
-            Observed::WithoutDevice(_) => {
-                self.unmount(volume, &staging, None).await?;
-                self.fabric.disconnect(volume).await?;
-            }
-            Observed::Known(device) => {
-                let published = self.published(&staging, &device).await?;
-                if !published.is_empty() {
-                    return Err(NodeError::InUse { volume: volume.clone(), holders: published });
-                }
-                self.unmount(volume, &staging, Some(&device.id)).await?;
-                self.disconnect_unheld(&device).await?;
+        let seen = self.fabric.find(volume).await?;
+        let device = match &seen {
+            Observed::Known(device) => Some(device),
+            Observed::Absent | Observed::WithoutDevice(_) => None,
+        };
+        if let Some(device) = device {
+            let published = self.published(&staging, device).await?;
+            if !published.is_empty() {
+                return Err(NodeError::InUse { volume: volume.clone(), holders: published });
             }
         }
-        self.forget_block_targets(&staging).await?;
-        self.report_disconnected(volume, until).await
+        self.steps.take(Step::Unmounted, volume, self.unmount(volume, &staging, device)).await?;
+        self.get_disconnected(volume, &seen).await?;
+        self.steps.take(Step::Forgotten, volume, self.forget_block_targets(&staging)).await?;
+        self.steps.take(Step::Reported, volume, self.report_disconnected(volume, until)).await
+    }
+
+    /// Ends the connection that was seen, unless somebody holds its device.
+    pub(crate) async fn get_disconnected(&self, volume: &VolumeId, seen: &Observed) -> Result<(), NodeError> {
+        match seen {
+            Observed::Absent => Ok(()),
+            Observed::WithoutDevice(_) => {
+                Ok(self.steps.take(Step::Disconnected, volume, self.fabric.disconnect(volume)).await?)
+            }
+            Observed::Known(device) => self.disconnect_unheld(device).await,
+        }
     }
 
     /// Disconnects the device, unless somebody holds it.
     pub(crate) async fn disconnect_unheld(&self, device: &Device) -> Result<(), NodeError> {
         let volume = &device.volume;
-        let holders = self.fabric.disconnect_unheld(device).await?;
-        if !holders.is_empty() {
-            return Err(NodeError::InUse { volume: volume.clone(), holders });
-        }
+        let disconnect = async {
+            let holders = self.fabric.disconnect_unheld(device).await?;
+            if holders.is_empty() {
+                Ok(())
+            } else {
+                Err(NodeError::InUse { volume: volume.clone(), holders })
+            }
+        };
+        self.steps.take(Step::Disconnected, volume, disconnect).await?;
         let (device, node) = (device.path.display(), &self.identity.node);
         tracing::info!(%volume, %node, fabric = self.fabric.name(), %device, "disconnected");
         Ok(())
@@ -162,6 +187,11 @@ fn connect_of(request: &NodeStage) -> Connect {
         fast_io_fail_tmo_seconds: parameters.fast_io_fail_tmo_seconds,
         nr_io_queues: parameters.nr_io_queues,
     }
+}
+
+fn mkfs_options_of(request: &NodeStage) -> Vec<String> {
+    let options = request.context.parameters.mkfs_options.iter().flat_map(MkfsOptions::options);
+    options.map(str::to_owned).collect()
 }
 
 fn options_of(request: &NodeStage, fs_type: FsType) -> MountOptions {

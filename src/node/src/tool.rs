@@ -1,21 +1,26 @@
 //! The system's own tools (`mount`, `mkfs`, `losetup`, …), run with a time limit.
 //!
-//! Life cycle: one call, one process; it is killed if its time is up or its caller goes. Arguments are passed as
-//! they are, never through a shell, and come from checked types. The environment is fixed, so that messages are
+//! Life cycle: one call, one process. When its time is up it is killed, and the call ends only when it is known to be
+//! dead, or says that it is not: what waits for a device inside the kernel cannot be killed. If the caller goes, it
+//! is killed without that. Arguments are passed as they are, never through a shell, and come from checked types. The environment is fixed, so that messages are
 //! in one language and the tool is found where the system keeps it.
 
 use std::ffi::OsStr;
+use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::process::Command;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// Where tools are looked for.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of a tool's complaint goes into an error, in bytes.
 const MAX_COMPLAINT_BYTES: usize = 512;
+/// How long a killed tool may take to end before it is given up, in ms.
+const KILL_LIMIT_MS: u64 = 10_000;
 
 /// Why a tool did not do its work.
 #[derive(Debug, Error)]
@@ -26,13 +31,25 @@ pub(crate) enum ToolError {
         /// The tool.
         tool: &'static str,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// It took too long; what it did is unknown.
+    /// It took too long and was killed; what it did until then is unknown, but it does nothing more.
     #[error("{tool} was stopped after {limit_ms} ms")]
     OutOfTime {
         /// The tool.
         tool: &'static str,
+        /// Its time limit in ms.
+        limit_ms: u128,
+    },
+    /// It took too long, was killed, and has not ended: it may still do its work.
+    #[error(
+        "{tool} (process {pid}) was killed after {limit_ms} ms and has not ended: it waits for the device"
+    )]
+    StillRuns {
+        /// The tool.
+        tool: &'static str,
+        /// Its process id.
+        pid: u32,
         /// Its time limit in ms.
         limit_ms: u128,
     },
@@ -74,22 +91,43 @@ pub(crate) async fn run(
     arguments: &[&OsStr],
     limit: Duration,
 ) -> Result<ToolOutput, ToolError> {
-    let child = Command::new(tool)
+    let mut child = Command::new(tool)
         .args(arguments)
         .env_clear()
         .env("PATH", TOOL_PATH)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
-        .output();
-    match timeout(limit, child).await {
-        Err(_) => Err(ToolError::OutOfTime { tool, limit_ms: limit.as_millis() }),
-        Ok(Err(source)) => Err(ToolError::Start { tool, source }),
-        Ok(Ok(output)) => Ok(ToolOutput {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }),
+        .spawn()
+        .map_err(|source| ToolError::Start { tool, source })?;
+    match timeout(limit, output_of(&mut child)).await {
+        Ok(output) => output.map_err(|source| ToolError::Start { tool, source }),
+        Err(_) => Err(stop(tool, child, limit).await),
+    }
+}
+
+async fn output_of(child: &mut Child) -> io::Result<ToolOutput> {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (status, stdout, stderr) = tokio::try_join!(child.wait(), text_of(stdout), text_of(stderr))?;
+    Ok(ToolOutput { code: status.code(), stdout, stderr })
+}
+
+async fn text_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Kills the tool and waits until it is dead, so that nothing of it goes on when its volume is let go of.
+async fn stop(tool: &'static str, mut child: Child, limit: Duration) -> ToolError {
+    let (pid, limit_ms) = (child.id().unwrap_or_default(), limit.as_millis());
+    match timeout(Duration::from_millis(KILL_LIMIT_MS), child.kill()).await {
+        Ok(Ok(())) => ToolError::OutOfTime { tool, limit_ms },
+        Ok(Err(_)) | Err(_) => ToolError::StillRuns { tool, pid, limit_ms },
     }
 }
 
@@ -110,6 +148,7 @@ pub(crate) async fn succeed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -120,9 +159,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tool_that_hangs_is_stopped() {
-        let error = run("sleep", &["60".as_ref()], Duration::from_millis(50)).await.unwrap_err();
-        assert!(matches!(error, ToolError::OutOfTime { tool: "sleep", limit_ms: 50 }), "{error}");
+    async fn a_tool_that_hangs_is_dead_when_it_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_file = directory.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 60", pid_file.display());
+        let limit = Duration::from_secs(2);
+        let error = run("sh", &["-c".as_ref(), script.as_ref()], limit).await.unwrap_err();
+        assert!(matches!(error, ToolError::OutOfTime { tool: "sh", limit_ms: 2000 }), "{error}");
+        let pid = std::fs::read_to_string(pid_file).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists(), "it still runs, or nobody has seen it end");
     }
 
     #[tokio::test]

@@ -69,21 +69,18 @@ impl NodeVolumes {
     async fn get_off(&self, request: &NodeStage, until: Instant) -> Result<Undone, NodeError> {
         let volume = &request.volume;
         let staging = resolve(&request.staging_path).await?;
-        match self.fabric.find(volume).await? {
-            Observed::Absent => {}
-            Observed::WithoutDevice(_) => self.fabric.disconnect(volume).await?,
-            Observed::Known(device) => {
-                let users = self.published(&staging, &device).await?;
-                if !users.is_empty() {
-                    return Ok(Undone::InUse(users));
-                }
-                // Somebody else's mount there is no use of this volume, and is left alone.
-                if self.mount_at(&staging).await?.is_some_and(|entry| entry.device == device.id) {
-                    self.unmount(volume, &staging, Some(&device.id)).await?;
-                }
-                self.disconnect_unheld(&device).await?;
+        let seen = self.fabric.find(volume).await?;
+        if let Observed::Known(device) = &seen {
+            let users = self.published(&staging, device).await?;
+            if !users.is_empty() {
+                return Ok(Undone::InUse(users));
+            }
+            // Somebody else's mount there is no use of this volume, and is left alone.
+            if self.mount_at(&staging).await?.is_some_and(|entry| entry.device == device.id) {
+                self.unmount(volume, &staging, Some(device)).await?;
             }
         }
+        self.get_disconnected(volume, &seen).await?;
         self.forget_block_targets(&staging).await?;
         let until = until.max(Instant::now() + Duration::from_millis(LEAST_REPORT_MS));
         self.report_disconnected(volume, until).await?;

@@ -10,17 +10,19 @@ use state_machine::{Generation, VolumeId};
 use tokio::fs;
 use tokio::time::Instant;
 
-use crate::fabric::{Connect, Device, DeviceId, Fabric, Observed};
+use crate::fabric::{Connect, Device, Fabric, Observed};
 use crate::gateway::{Gateway, GatewayError, Permission};
 use crate::identity::NodeIdentity;
 use crate::metrics::Metrics;
 use crate::mounts::{MountEntry, MountError, Mounts};
 use crate::outcome::NodeError;
+use crate::stale::Standing;
+use crate::steps::Steps;
 
 /// How often the node looks again when the controllers ask it to.
 const MAX_LOOKS: usize = 3;
 /// Most mounts, one over the other, that are taken away from one path.
-const MAX_STACKED_MOUNTS: usize = 8;
+pub(crate) const MAX_STACKED_MOUNTS: usize = 8;
 
 /// The volumes of this node. There is no record of them: each operation looks at what the system has.
 #[derive(Clone)]
@@ -30,6 +32,7 @@ pub(crate) struct NodeVolumes {
     pub(crate) mounts: Arc<dyn Mounts>,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) metrics: Metrics,
+    pub(crate) steps: Steps,
 }
 
 impl NodeVolumes {
@@ -134,18 +137,26 @@ impl NodeVolumes {
         &self,
         volume: &VolumeId,
         path: &Path,
-        device: Option<&DeviceId>,
+        device: Option<&Device>,
     ) -> Result<(), NodeError> {
         for _ in 0..MAX_STACKED_MOUNTS {
             let Some(entry) = self.mount_at(path).await? else { return Ok(()) };
-            if Some(&entry.device) != device && self.fabric.exists(&entry.device).await? {
-                let reason = format!("{} has another device, {}, mounted", path.display(), entry.device);
-                return Err(NodeError::NotNow { volume: volume.clone(), reason });
+            let is_ours = device.is_some_and(|device| device.id == entry.device);
+            let standing = if is_ours { Standing::Ours } else { self.standing(&entry, device).await? };
+            match standing {
+                Standing::Ours => {
+                    let unmounted = self.counted("unmount", self.mounts.unmount(path)).await;
+                    unmounted.map_err(|error| NodeError::NotNow {
+                        volume: volume.clone(),
+                        reason: format!("{} stays mounted: {error}", path.display()),
+                    })?;
+                }
+                Standing::Stale(why) => self.take_away_stale(volume, &entry, &why).await?,
+                Standing::Others => {
+                    let reason = format!("{} has another device, {}, mounted", path.display(), entry.device);
+                    return Err(NodeError::NotNow { volume: volume.clone(), reason });
+                }
             }
-            self.counted("unmount", self.mounts.unmount(path)).await.map_err(|error| NodeError::NotNow {
-                volume: volume.clone(),
-                reason: format!("{} stays mounted: {error}", path.display()),
-            })?;
         }
         let reason = format!("{} has more than {MAX_STACKED_MOUNTS} mounts", path.display());
         Err(NodeError::NotNow { volume: volume.clone(), reason })

@@ -23,6 +23,9 @@ struct Connection {
     nqn: String,
     address: String,
     size_bytes: u64,
+    /// In which state the connection is, put there by whoever plays a lost one.
+    #[serde(default)]
+    lost: Option<String>,
 }
 
 /// Connections that are files.
@@ -89,7 +92,8 @@ impl Fabric for FakeFabric {
         }
         let address = format!("{}:{}", connect.address, connect.port);
         tracing::info!(volume = %connect.volume, address, "fake connection made");
-        let connection = Connection { nqn: connect.nqn.to_string(), address, size_bytes: FAKE_DEVICE_BYTES };
+        let connection =
+            Connection { nqn: connect.nqn.to_string(), address, size_bytes: FAKE_DEVICE_BYTES, lost: None };
         self.write(&connect.volume, &connection).await
     }
 
@@ -148,7 +152,9 @@ impl Fabric for FakeFabric {
             };
             if let Some(connection) = self.read(&volume).await? {
                 let device = Some(self.device(&volume, &connection));
-                connections.volumes.push(super::Connection { volume, device, state: "fake".to_owned() });
+                let live = connection.lost.is_none();
+                let state = connection.lost.unwrap_or_else(|| "fake".to_owned());
+                connections.volumes.push(super::Connection { volume, device, live, state });
             }
         }
         Ok(connections)

@@ -204,6 +204,7 @@ impl Fabric for LoopFabric {
         let connection = |device: Device| Connection {
             volume: device.volume.clone(),
             device: Some(device),
+            live: true,
             state: "attached".to_owned(),
         };
         let devices = self.scan().map_err(FabricError::Unseen)?;

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 pub(crate) use fake::FakeFabric;
 pub(crate) use loop_device::LoopFabric;
-pub(crate) use nvme::{NqnPrefix, NvmeFabric, NvmeSettings};
+pub(crate) use nvme::{DEFAULT_NR_IO_QUEUES, NqnPrefix, NvmeFabric, NvmeSettings};
 
 use crate::tool::ToolError;
 
@@ -76,6 +76,8 @@ pub(crate) struct Connection {
     pub(crate) volume: VolumeId,
     /// Its device, if it has one.
     pub(crate) device: Option<Device>,
+    /// Whether I/O goes through at this moment.
+    pub(crate) live: bool,
     /// The state of the connection, for people.
     pub(crate) state: String,
 }

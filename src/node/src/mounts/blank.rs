@@ -2,8 +2,8 @@
 //!
 //! `blkid` knows signatures only. A file system whose signature is damaged has none, and still all its files. The
 //! device cannot be read whole in a bearable time, so the places are read where ext4, XFS, partition tables, LVM,
-//! md and LUKS put what they need: the beginning, the end, the copies of ext4's superblock and the heads of XFS's
-//! allocation groups; and an even sample of the rest.
+//! md and LUKS put what they need: the beginning, the end, the copies of ext4's and btrfs's superblocks and the heads
+//! of XFS's allocation groups; and an even sample of the rest.
 
 use std::fs::File;
 use std::io;
@@ -21,6 +21,8 @@ const EVEN_SAMPLES: u64 = 64;
 const EXT4_COPIES: [u64; 9] = [1, 3, 5, 7, 9, 25, 27, 49, 81];
 /// Sizes of ext4's block groups with blocks of 1, 2 and 4 KiB, in bytes: 8 blocks' worth of bits each.
 const EXT4_GROUP_BYTES: [u64; 3] = [8 << 20, 32 << 20, 128 << 20];
+/// Where btrfs keeps copies of its superblock, in bytes, besides the one in the beginning.
+const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
 /// How much is read at once, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -49,6 +51,7 @@ fn regions(size_bytes: u64) -> Vec<(u64, u64)> {
     let part = size_bytes / EVEN_SAMPLES;
     // An allocation group's head lies within a few blocks of its even share: begin a little before.
     regions.extend((1..EVEN_SAMPLES).map(|i| ((part * i).saturating_sub(SAMPLE_BYTES / 2), SAMPLE_BYTES)));
+    regions.extend(BTRFS_COPIES.map(|copy| (copy, SAMPLE_BYTES)));
     for group in EXT4_GROUP_BYTES {
         regions.extend(EXT4_COPIES.iter().map(|copy| (copy * group, SAMPLE_BYTES)));
     }
@@ -93,6 +96,14 @@ mod tests {
         for offset in offsets {
             assert_eq!(find_data(&device(SIZE_BYTES, &[offset]), SIZE_BYTES).unwrap(), Some(offset));
         }
+    }
+
+    #[test]
+    fn a_copy_of_a_superblock_of_btrfs_is_found() {
+        // Of a size whose even samples lie elsewhere.
+        const SIZE_BYTES: u64 = 5 << 30;
+        let magic_at = (64 << 20) + 64;
+        assert_eq!(find_data(&device(SIZE_BYTES, &[magic_at]), SIZE_BYTES).unwrap(), Some(magic_at));
     }
 
     #[test]

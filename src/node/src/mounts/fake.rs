@@ -1,6 +1,7 @@
 //! The fake mounts: a table of files, directories that stay what they are, plain files for block devices.
 //!
-//! A pod at a fake target writes to the directory itself; nothing reaches a volume.
+//! A pod at a fake target writes to the directory itself; nothing reaches a volume. Tests play faults by writing to
+//! the files: the second line of a fake file system's is what a check finds, and see [`Record`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use state_machine::{FsType, VolumeId};
 use tokio::fs;
 use uuid::Uuid;
 
-use super::kernel::usage_of;
-use super::{BlockTarget, Content, MountEntry, MountError, MountOptions, Mounts, Usage};
+use super::vitals::{stopped_by_options, usage_of};
+use super::{BindOptions, BlockTarget, Content, MountEntry, MountError, MountOptions, Mounts, Usage};
 use crate::fabric::{Device, DeviceId};
 use crate::fake_machine::FakeMachine;
 
@@ -27,6 +28,15 @@ struct Record {
     fs_type: String,
     options: Vec<String>,
     read_only: bool,
+    /// The mount is of an earlier device that had the number which the volume's has now.
+    #[serde(default)]
+    of_earlier_device: bool,
+    /// How many errors the file system has logged.
+    #[serde(default)]
+    logged_errors: u64,
+    /// Looking at it takes too long.
+    #[serde(default)]
+    hangs: bool,
 }
 
 /// What a fake block target says.
@@ -107,18 +117,36 @@ impl Mounts for FakeMounts {
         let file = self.machine.formatted().join(device.volume.as_str());
         match fs::read_to_string(&file).await {
             Ok(text) => {
-                let known = FsType::parse(text.trim()).map(Content::FileSystem);
-                Ok(known.unwrap_or_else(|| Content::Unclear(format!("fake content {:?}", text.trim()))))
+                let content = text.lines().next().unwrap_or_default();
+                let known = FsType::parse(content).map(Content::FileSystem);
+                Ok(known.unwrap_or_else(|| Content::Unclear(format!("fake content {content:?}"))))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Content::Empty),
             Err(error) => Err(MountError::io("read", &file)(error)),
         }
     }
 
-    async fn format(&self, device: &Device, fs_type: FsType) -> Result<(), MountError> {
+    async fn format(&self, device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError> {
         let file = self.machine.formatted().join(device.volume.as_str());
-        tracing::info!(volume = %device.volume, fs_type = fs_type.as_str(), "fake file system made");
+        tracing::info!(volume = %device.volume, fs_type = fs_type.as_str(), ?options, "fake file system made");
         self.machine.write(&file, fs_type.as_str()).await.map_err(MountError::io("write", &file))
+    }
+
+    async fn check(&self, device: &Device, fs_type: FsType) -> Result<(), MountError> {
+        let file = self.machine.formatted().join(device.volume.as_str());
+        let text = fs::read_to_string(&file).await.map_err(MountError::io("read", &file))?;
+        match text.lines().nth(1) {
+            None => Ok(()),
+            Some(complaint) => {
+                let (path, complaint) = (device.path.clone(), complaint.to_owned());
+                Err(MountError::Damaged { path, fs_type, complaint })
+            }
+        }
+    }
+
+    async fn is_claimed(&self, device: &Device) -> Result<bool, MountError> {
+        let records = self.records().await?;
+        Ok(records.iter().any(|record| record.volume == device.volume && !record.of_earlier_device))
     }
 
     async fn mount(&self, device: &Device, path: &Path, options: &MountOptions) -> Result<(), MountError> {
@@ -129,19 +157,29 @@ impl Mounts for FakeMounts {
             fs_type: options.fs_type.as_str().to_owned(),
             options: [&[access.to_owned()], options.flags.as_slice()].concat(),
             read_only: options.read_only,
+            of_earlier_device: false,
+            logged_errors: 0,
+            hangs: false,
         })
         .await
     }
 
-    async fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), MountError> {
+    async fn bind(&self, from: &Path, to: &Path, options: &BindOptions) -> Result<(), MountError> {
         let source = self.record_at(from).await?;
-        let read_only = read_only || source.read_only;
-        self.write(&Record { path: to.to_path_buf(), read_only, ..source }).await
+        self.write(&Record { path: to.to_path_buf(), ..source }).await?;
+        self.rebind(to, options).await
     }
 
-    async fn make_read_only(&self, path: &Path) -> Result<(), MountError> {
-        let record = self.record_at(path).await?;
-        self.write(&Record { read_only: true, ..record }).await
+    async fn rebind(&self, path: &Path, options: &BindOptions) -> Result<(), MountError> {
+        let mut record = self.record_at(path).await?;
+        if options.read_only && !record.read_only {
+            record.read_only = true;
+            record.options.insert(0, "ro".to_owned());
+        }
+        let missing = options.flags.iter().filter(|flag| !record.options.contains(flag)).cloned();
+        let missing: Vec<_> = missing.collect();
+        record.options.extend(missing);
+        self.write(&record).await
     }
 
     async fn unmount(&self, path: &Path) -> Result<(), MountError> {
@@ -182,8 +220,20 @@ impl Mounts for FakeMounts {
     }
 
     async fn usage(&self, path: &Path) -> Result<Usage, MountError> {
+        if self.record_at(path).await?.hangs {
+            return Err(MountError::OutOfTime { path: path.to_path_buf(), limit_ms: 0 });
+        }
         // Of the real file system under the fake one.
         usage_of(path).map_err(MountError::io("measure", path))
+    }
+
+    async fn stopped(&self, entry: &MountEntry) -> Result<Option<String>, MountError> {
+        Ok(stopped_by_options(entry))
+    }
+
+    async fn logged_errors(&self, device: &Device, _: FsType) -> Result<u64, MountError> {
+        let records = self.records().await?.into_iter().filter(|record| record.volume == device.volume);
+        Ok(records.map(|record| record.logged_errors).max().unwrap_or_default())
     }
 
     async fn grow(&self, device: &Device, _: &Path, fs_type: FsType) -> Result<(), MountError> {

@@ -3,32 +3,34 @@
 //! Block targets are made with mknod: a bind mount of a device node would add a mount of devtmpfs for each pod.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 use state_machine::FsType;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
-use super::blank::find_data;
-use super::signatures::{self, Signature};
-use super::{BlockTarget, Content, Filled, MountEntry, MountError, MountOptions, Mounts, Usage, mountinfo};
+use super::bounded::Pending;
+use super::vitals::{self, usage_of};
+use super::{
+    BindOptions, BlockTarget, Content, MountEntry, MountError, MountOptions, Mounts, Usage, content, making,
+    mountinfo,
+};
 use crate::fabric::{Device, DeviceId};
-use crate::tool;
+use crate::tool::{self, ToolError};
 
 /// How long mounting may take, in ms: replaying a large journal does take a while.
 const MOUNT_LIMIT_MS: u64 = 110_000;
-/// How long probing a device may take, in ms.
-const PROBE_LIMIT_MS: u64 = 60_000;
-/// How long making or growing a file system may take, in ms.
-const FORMAT_LIMIT_MS: u64 = 600_000;
-/// How long a file system may take to say how full it is, in ms; one whose device has gone never answers.
-const USAGE_LIMIT_MS: u64 = 5_000;
+/// How long growing a file system may take, in ms.
+const GROW_LIMIT_MS: u64 = 600_000;
+/// How long a file system may take to say how it is, in ms; one whose device has gone never answers.
+const LOOK_LIMIT_MS: u64 = 5_000;
+/// What mount(8) says when the kernel finds a file system damaged, or does not know its options: it cannot tell these
+/// two apart either. Tried again, neither changes.
+const DAMAGE_WORDS: [&str; 3] = ["Structure needs cleaning", "Bad message", "bad superblock"];
 /// Permissions of a block target. What is in a pod goes by the container runtime's device rules, not by these.
 const BLOCK_TARGET_MODE: u32 = 0o600;
 /// Permissions of a block target that is only read.
@@ -37,8 +39,10 @@ const READ_ONLY_BLOCK_TARGET_MODE: u32 = 0o400;
 const WRITABLE_BITS: u32 = 0o222;
 
 /// The kernel's mounts.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct KernelMounts;
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KernelMounts {
+    pending: Pending,
+}
 
 #[async_trait]
 impl Mounts for KernelMounts {
@@ -50,33 +54,19 @@ impl Mounts for KernelMounts {
     }
 
     async fn content(&self, device: &Device) -> Result<Content, MountError> {
-        let arguments = ["--probe", "--output", "export"].map(OsStr::new);
-        let arguments = [arguments.as_slice(), &[device.path.as_os_str()]].concat();
-        let probe = tool::run("blkid", &arguments, Duration::from_millis(PROBE_LIMIT_MS)).await?;
-        if let Signature::Found(content) = signatures::parse(probe.code, &probe.stdout, &probe.stderr) {
-            return Ok(content);
-        }
-        if device.size_bytes == 0 {
-            return Ok(Content::Unclear("a device without size".to_owned()));
-        }
-        let (path, size_bytes) = (device.path.clone(), device.size_bytes);
-        let data_at =
-            within(PROBE_LIMIT_MS, "read", &device.path, move || find_data(&File::open(path)?, size_bytes));
-        Ok(match data_at.await? {
-            None => Content::Empty,
-            Some(offset) => Content::Unclear(format!("no known signature, but data at byte {offset}")),
-        })
+        content::content(device).await
     }
 
-    async fn format(&self, device: &Device, fs_type: FsType) -> Result<(), MountError> {
-        let tool = match fs_type {
-            FsType::Ext4 => "mkfs.ext4",
-            FsType::Xfs => "mkfs.xfs",
-        };
-        // Never forced: the tools' own checks for signatures and for other users of the device stay on.
-        let arguments = [OsStr::new("-q"), device.path.as_os_str()];
-        tool::succeed(tool, &arguments, Duration::from_millis(FORMAT_LIMIT_MS)).await?;
-        Ok(())
+    async fn format(&self, device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError> {
+        making::format(device, fs_type, options).await
+    }
+
+    async fn check(&self, device: &Device, fs_type: FsType) -> Result<(), MountError> {
+        making::check(device, fs_type).await
+    }
+
+    async fn is_claimed(&self, device: &Device) -> Result<bool, MountError> {
+        content::is_claimed(&device.path).await
     }
 
     async fn mount(&self, device: &Device, path: &Path, options: &MountOptions) -> Result<(), MountError> {
@@ -84,16 +74,27 @@ impl Mounts for KernelMounts {
         flags.extend(options.flags.iter().map(String::as_str));
         let flags = flags.join(",");
         let arguments = ["-t", options.fs_type.as_str(), "-o", &flags].map(OsStr::new);
-        mount(&[arguments.as_slice(), &[device.path.as_os_str(), path.as_os_str()]].concat()).await
+        let arguments = [arguments.as_slice(), &[device.path.as_os_str(), path.as_os_str()]].concat();
+        mount(&arguments).await.map_err(|error| match &error {
+            ToolError::Failed { complaint, .. } if is_damage(complaint) => {
+                let (path, complaint) = (device.path.clone(), complaint.clone());
+                MountError::Damaged { path, fs_type: options.fs_type, complaint }
+            }
+            ToolError::Start { .. }
+            | ToolError::OutOfTime { .. }
+            | ToolError::StillRuns { .. }
+            | ToolError::Failed { .. } => error.into(),
+        })
     }
 
-    async fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), MountError> {
-        let options = if read_only { "bind,ro" } else { "bind" };
-        mount(&["-o".as_ref(), options.as_ref(), from.as_os_str(), to.as_os_str()]).await
+    async fn bind(&self, from: &Path, to: &Path, options: &BindOptions) -> Result<(), MountError> {
+        let options = bind_flags("bind", options);
+        Ok(mount(&["-o".as_ref(), options.as_ref(), from.as_os_str(), to.as_os_str()]).await?)
     }
 
-    async fn make_read_only(&self, path: &Path) -> Result<(), MountError> {
-        mount(&["-o".as_ref(), "remount,bind,ro".as_ref(), path.as_os_str()]).await
+    async fn rebind(&self, path: &Path, options: &BindOptions) -> Result<(), MountError> {
+        let options = bind_flags("remount,bind", options);
+        Ok(mount(&["-o".as_ref(), options.as_ref(), path.as_os_str()]).await?)
     }
 
     async fn unmount(&self, path: &Path) -> Result<(), MountError> {
@@ -134,11 +135,24 @@ impl Mounts for KernelMounts {
 
     async fn usage(&self, path: &Path) -> Result<Usage, MountError> {
         let mounted_at = path.to_path_buf();
-        within(USAGE_LIMIT_MS, "measure", path, move || usage_of(&mounted_at)).await
+        self.pending.within(LOOK_LIMIT_MS, "measure", path, move || usage_of(&mounted_at)).await
+    }
+
+    async fn stopped(&self, entry: &MountEntry) -> Result<Option<String>, MountError> {
+        if let Some(why) = vitals::stopped_by_options(entry) {
+            return Ok(Some(why));
+        }
+        let mounted_at = entry.path.clone();
+        let open = move || vitals::stopped_by_opening(&mounted_at);
+        self.pending.within(LOOK_LIMIT_MS, "open", &entry.path, open).await
+    }
+
+    async fn logged_errors(&self, device: &Device, fs_type: FsType) -> Result<u64, MountError> {
+        vitals::logged_errors(device, fs_type).map_err(MountError::io("read the errors of", &device.path))
     }
 
     async fn grow(&self, device: &Device, mounted_at: &Path, fs_type: FsType) -> Result<(), MountError> {
-        let limit = Duration::from_millis(FORMAT_LIMIT_MS);
+        let limit = Duration::from_millis(GROW_LIMIT_MS);
         match fs_type {
             FsType::Ext4 => tool::succeed("resize2fs", &[device.path.as_os_str()], limit).await?,
             FsType::Xfs => {
@@ -149,37 +163,19 @@ impl Mounts for KernelMounts {
     }
 }
 
-/// How full the file system at `path` is: statvfs(3).
-pub(super) fn usage_of(path: &Path) -> io::Result<Usage> {
-    let seen = rustix::fs::statvfs(path)?;
-    let block = seen.f_frsize;
-    let filled = |total: u64, free: u64, available: u64, unit: u64| Filled {
-        total: total.saturating_mul(unit),
-        used: total.saturating_sub(free).saturating_mul(unit),
-        available: available.saturating_mul(unit),
-    };
-    Ok(Usage {
-        bytes: filled(seen.f_blocks, seen.f_bfree, seen.f_bavail, block),
-        inodes: filled(seen.f_files, seen.f_ffree, seen.f_favail, 1),
-    })
+/// All that the bind mount is to have: what is left out here would be taken away from it.
+fn bind_flags(action: &str, options: &BindOptions) -> String {
+    let mut flags = vec![action];
+    flags.extend(options.read_only.then_some("ro"));
+    flags.extend(options.flags.iter().map(String::as_str));
+    flags.join(",")
 }
 
-async fn mount(arguments: &[&OsStr]) -> Result<(), MountError> {
+fn is_damage(complaint: &str) -> bool {
+    DAMAGE_WORDS.iter().any(|words| complaint.contains(words))
+}
+
+async fn mount(arguments: &[&OsStr]) -> Result<(), ToolError> {
     tool::succeed("mount", arguments, Duration::from_millis(MOUNT_LIMIT_MS)).await?;
     Ok(())
-}
-
-/// Runs what may hang in the kernel on a thread of its own, and stops waiting for it after `limit_ms`.
-async fn within<T: Send + 'static>(
-    limit_ms: u64,
-    action: &'static str,
-    path: &Path,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, MountError> {
-    let path: PathBuf = path.to_path_buf();
-    match timeout(Duration::from_millis(limit_ms), spawn_blocking(work)).await {
-        Err(_) => Err(MountError::OutOfTime { path, limit_ms }),
-        Ok(Err(broken_off)) => Err(MountError::io(action, &path)(io::Error::other(broken_off))),
-        Ok(Ok(result)) => result.map_err(MountError::io(action, &path)),
-    }
 }

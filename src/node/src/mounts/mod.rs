@@ -4,10 +4,14 @@
 //! [`FakeMounts`] keeps a table of files on a fake machine.
 
 mod blank;
+mod bounded;
+mod content;
 mod fake;
 mod kernel;
+mod making;
 mod mountinfo;
 mod signatures;
+mod vitals;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,6 +63,22 @@ pub(crate) struct MountOptions {
     pub(crate) flags: Vec<String>,
     /// Whether it is only read.
     pub(crate) read_only: bool,
+}
+
+impl MountEntry {
+    /// Whether the mount has all of these flags.
+    pub(crate) fn has_flags(&self, flags: &[String]) -> bool {
+        flags.iter().all(|flag| self.options.contains(flag))
+    }
+}
+
+/// How a bind mount differs from what it shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct BindOptions {
+    /// Whether nothing can be written through it.
+    pub(crate) read_only: bool,
+    /// Flags of the mount itself, as mount(8) spells them.
+    pub(crate) flags: Vec<String>,
 }
 
 /// A block volume at the path where a pod looks for it.
@@ -114,6 +134,30 @@ pub(crate) enum MountError {
         /// What it is.
         what: &'static str,
     },
+    /// Somebody holds the device exclusively, so what is on it means nothing yet.
+    #[error(
+        "{} is held exclusively by somebody, perhaps a formatting or checking tool that outlived its caller; it is \
+         not looked at until that ends",
+        path.display()
+    )]
+    Held {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A file system that must not be mounted as it is.
+    #[error(
+        "the {} on {} cannot be mounted as it is: {complaint}; repair it by hand with {}, or look at the mount \
+         options; it is not formatted and nothing of it is thrown away",
+        fs_type.as_str(), path.display(), repair_tool(fs_type)
+    )]
+    Damaged {
+        /// The device.
+        path: PathBuf,
+        /// The file system.
+        fs_type: FsType,
+        /// What its tool or the kernel said.
+        complaint: String,
+    },
     /// A look at a file system did not end, as happens when its device has gone away.
     #[error("{} did not answer within {limit_ms} ms", path.display())]
     OutOfTime {
@@ -130,26 +174,40 @@ impl MountError {
     }
 }
 
+fn repair_tool(fs_type: &FsType) -> &'static str {
+    match fs_type {
+        FsType::Ext4 => "e2fsck",
+        FsType::Xfs => "xfs_repair",
+    }
+}
+
 /// Mounts, unmounts and looks. Callers hold the operation lock of the volume concerned.
 #[async_trait]
 pub(crate) trait Mounts: Send + Sync + 'static {
     /// All mounts in the order in which they were made: of several at one path, the last is the one in force.
     async fn table(&self) -> Result<Vec<MountEntry>, MountError>;
 
-    /// What is on the device.
+    /// What is on the device. [`MountError::Held`] while somebody else has it exclusively.
     async fn content(&self, device: &Device) -> Result<Content, MountError>;
 
-    /// Makes a file system. Only for a device whose content is [`Content::Empty`].
-    async fn format(&self, device: &Device, fs_type: FsType) -> Result<(), MountError>;
+    /// Makes a file system, with options of its tool. Only for a device whose content is [`Content::Empty`].
+    async fn format(&self, device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError>;
+
+    /// Has an unmounted file system checked before it is mounted writable, and mended where that is safe;
+    /// [`MountError::Damaged`] where it is not.
+    async fn check(&self, device: &Device, fs_type: FsType) -> Result<(), MountError>;
+
+    /// Whether anybody holds the device exclusively, as every mount of it does.
+    async fn is_claimed(&self, device: &Device) -> Result<bool, MountError>;
 
     /// Mounts the device at an existing directory.
     async fn mount(&self, device: &Device, path: &Path, options: &MountOptions) -> Result<(), MountError>;
 
     /// Shows what is mounted at `from` at the existing directory `to` as well.
-    async fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), MountError>;
+    async fn bind(&self, from: &Path, to: &Path, options: &BindOptions) -> Result<(), MountError>;
 
-    /// Makes the bind mount at `path` read-only.
-    async fn make_read_only(&self, path: &Path) -> Result<(), MountError>;
+    /// Gives the bind mount at `path` these options instead of what it has of them.
+    async fn rebind(&self, path: &Path, options: &BindOptions) -> Result<(), MountError>;
 
     /// Takes away the mount in force at `path`.
     async fn unmount(&self, path: &Path) -> Result<(), MountError>;
@@ -167,6 +225,12 @@ pub(crate) trait Mounts: Send + Sync + 'static {
 
     /// How full the file system mounted at `path` is.
     async fn usage(&self, path: &Path) -> Result<Usage, MountError>;
+
+    /// Why the file system that is mounted there has stopped, if it has: in words for people.
+    async fn stopped(&self, entry: &MountEntry) -> Result<Option<String>, MountError>;
+
+    /// How many errors the mounted file system has logged since it was last checked, as far as it counts them.
+    async fn logged_errors(&self, device: &Device, fs_type: FsType) -> Result<u64, MountError>;
 
     /// Lets the file system mounted at `mounted_at` fill its device.
     async fn grow(&self, device: &Device, mounted_at: &Path, fs_type: FsType) -> Result<(), MountError>;

@@ -327,3 +327,31 @@ async fn what_is_in_a_targets_directory_is_left_alone() {
     refused(story.unpublish().await, Code::FailedPrecondition, &["left alone"]);
     assert_eq!(fs::read_to_string(&story.target).unwrap(), "somebody's");
 }
+
+#[tokio::test]
+async fn flags_of_the_capability_are_the_targets_too() {
+    let mut story = Story::begin().await;
+    let capability = |flags: &[&str]| file_system("ext4", flags, Mode::SingleNodeMultiWriter);
+    story.stage(&capability(&["nosuid", "noatime"])).await.unwrap();
+    story.publish(&capability(&["nosuid", "noatime", "noexec", "ro"])).await.unwrap();
+    let mount = story.mount_at(&story.target);
+    assert!(
+        ["\"nosuid\"", "\"noexec\"", "read_only = true"].iter().all(|flag| mount.contains(flag)),
+        "{mount}"
+    );
+    let second = story.node.directory.join("second");
+    story.publish_at(&second, &capability(&[]), false).await.unwrap();
+    let mount = story.mount_at(&second);
+    assert!(mount.contains("\"nosuid\"") && !mount.contains("noexec"), "{mount}");
+
+    // One that was interrupted before it had all of them.
+    story.publish_at(&second, &capability(&["noexec"]), false).await.unwrap();
+    assert!(story.mount_at(&second).contains("\"noexec\""));
+    fs::write(story.node.directory.join("file"), "somebody's").unwrap();
+    let file = story.node.directory.join("file");
+    refused(
+        story.publish_at(&file, &capability(&[]), false).await,
+        Code::FailedPrecondition,
+        &["no directory", "left alone"],
+    );
+}

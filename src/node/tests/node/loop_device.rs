@@ -23,12 +23,12 @@ use crate::common::{TestNode, config, directory, refused, wait_for};
 const VOLUME_BYTES: u64 = 512 << 20;
 
 /// A node over a directory of backing files.
-struct Machine {
-    node: TestNode,
-    gateway: Gateway,
-    image: PathBuf,
-    staging: PathBuf,
-    target: PathBuf,
+pub(crate) struct Machine {
+    pub(crate) node: TestNode,
+    pub(crate) gateway: Gateway,
+    pub(crate) image: PathBuf,
+    pub(crate) staging: PathBuf,
+    pub(crate) target: PathBuf,
     leftovers: Leftovers,
 }
 
@@ -53,7 +53,7 @@ impl Drop for Leftovers {
 }
 
 impl Machine {
-    async fn begin() -> Self {
+    pub(crate) async fn begin() -> Self {
         assert!(is_root(), "these tests make loop devices and mounts: run them as root");
         let (guard, directory) = directory();
         let gateway = Gateway::start().await;
@@ -70,22 +70,26 @@ impl Machine {
         Self { node, gateway, image, staging, target, leftovers }
     }
 
-    async fn stage(&mut self, capability: &VolumeCapability) -> Result<(), Status> {
+    pub(crate) async fn stage(&mut self, capability: &VolumeCapability) -> Result<(), Status> {
         self.node.client.node_stage_volume(stage(&self.staging, capability.clone())).await.map(drop)
     }
 
-    async fn unstage(&mut self) -> Result<(), Status> {
+    pub(crate) async fn unstage(&mut self) -> Result<(), Status> {
         self.node.client.node_unstage_volume(unstage(&self.staging)).await.map(drop)
     }
 
-    async fn publish(&mut self, capability: &VolumeCapability, readonly: bool) -> Result<(), Status> {
+    pub(crate) async fn publish(
+        &mut self,
+        capability: &VolumeCapability,
+        readonly: bool,
+    ) -> Result<(), Status> {
         let request = publish(&self.staging, &self.target, capability.clone(), readonly);
         self.node.client.node_publish_volume(request).await.map(drop)
     }
 
     /// As kubelet does it, again while the target is busy: a process that another test has just forked holds the
     /// files that this one had open until it runs its own program.
-    async fn unpublish(&mut self) -> Result<(), Status> {
+    pub(crate) async fn unpublish(&mut self) -> Result<(), Status> {
         let mut answer = Ok(());
         wait_for("the target to be free", async || {
             let request = unpublish(&self.target);
@@ -116,7 +120,7 @@ fn may_grow_ext4() -> bool {
     u64::from_str_radix(effective.trim(), 16).unwrap() & (1 << CAP_SYS_RESOURCE) != 0
 }
 
-fn loop_devices(image: &Path) -> Vec<String> {
+pub(crate) fn loop_devices(image: &Path) -> Vec<String> {
     let output = Command::new("losetup")
         .args(["--noheadings", "--output", "NAME", "--associated"])
         .arg(image)
@@ -125,7 +129,7 @@ fn loop_devices(image: &Path) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn writer(fs_type: &str) -> VolumeCapability {
+pub(crate) fn writer(fs_type: &str) -> VolumeCapability {
     file_system(fs_type, &["noatime"], Mode::SingleNodeWriter)
 }
 

@@ -1,5 +1,6 @@
 //! The node plugin as a process: what it says of itself, bad input, restarts, health and metrics.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -7,20 +8,38 @@ use std::time::Duration;
 use crate::common::gateway::{Answer, Gateway, Heard};
 use crate::common::requests::{self, VOLUME, block, expand, publish, stage, stats, unpublish, unstage};
 use crate::common::{TestNode, config, directory, get, wait_for};
-use node::{NodeConfig, RunError};
+use node::{NodeConfig, RunError, Step};
 use proto::csi::v1;
 use proto::csi::v1::node_service_capability::{Type, rpc};
 use proto::csi::v1::volume_capability::access_mode::Mode;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+fn topology() -> BTreeMap<String, String> {
+    BTreeMap::from([("topology.kubernetes.io/zone".to_owned(), "rack-1".to_owned())])
+}
+
+#[tokio::test]
+async fn without_a_word_its_limit_is_computed_and_it_is_everywhere() {
+    let (_guard, directory) = directory();
+    let gateway = Gateway::start().await;
+    let mut node = TestNode::fake(&directory, &gateway).await;
+    let info = node.client.node_get_info(requests::info()).await.unwrap().into_inner();
+    assert!(info.max_volumes_per_node >= 8 && info.accessible_topology.is_none(), "{info:?}");
+    let registered = |heard: &Heard| matches!(heard, Heard::Register(node) if i64::from(node.max_volumes) == info.max_volumes_per_node);
+    wait_for("the registration with this limit", async || gateway.heard_all().iter().any(registered)).await;
+}
+
 #[tokio::test]
 async fn it_says_who_it_is_and_what_it_can() {
     let (_guard, directory) = directory();
     let gateway = Gateway::start().await;
-    let mut node = TestNode::start(NodeConfig { max_volumes: 32, ..config(&directory, &gateway) }).await;
+    let mut node =
+        TestNode::start(NodeConfig { max_volumes: 32, topology: topology(), ..config(&directory, &gateway) })
+            .await;
     let info = node.client.node_get_info(requests::info()).await.unwrap().into_inner();
     assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("node-a", 32));
+    assert_eq!(info.accessible_topology.unwrap().segments, topology());
     let answer =
         node.client.node_get_capabilities(v1::NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
     let offered: Vec<_> = answer
@@ -33,6 +52,7 @@ async fn it_says_who_it_is_and_what_it_can() {
         rpc::Type::StageUnstageVolume,
         rpc::Type::GetVolumeStats,
         rpc::Type::ExpandVolume,
+        rpc::Type::VolumeCondition,
         rpc::Type::SingleNodeMultiWriter,
     ];
     assert_eq!(offered, expected);
@@ -202,7 +222,14 @@ async fn health_readiness_and_metrics_can_be_asked() {
         "rds_csi_nvme_connects_total{status=\"success\"} 1",
         "rds_csi_nvme_connect_duration_seconds_count 1",
         "rds_csi_nvme_connections_active 1",
+        "rds_csi_stale_mounts_detected_total 0",
     ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
+    node.client.node_unstage_volume(unstage(&staging)).await.unwrap();
+    let metrics = get(&node.http, "/metrics").await;
+    for step in Step::ALL.map(Step::name) {
+        let line = format!("rds_csi_node_step_duration_seconds_count{{step=\"{step}\"}} 1");
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
     node.stop().await;

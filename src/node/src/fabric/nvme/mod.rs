@@ -52,6 +52,7 @@ use crate::own_thread;
 use crate::sysfs::has_device;
 use crate::under_way::UnderWay;
 
+pub(crate) use options::DEFAULT_NR_IO_QUEUES;
 pub(crate) use tree::NqnPrefix;
 
 /// How often the kernel is looked at while something is waited for, in ms.
@@ -365,6 +366,7 @@ impl Fabric for NvmeFabric {
             Connections { foreign: foreign.into_iter().collect(), ..Connections::default() };
         for (volume, controllers) in volumes {
             let seen = Seen { connecting: connecting.contains(&volume), controllers };
+            let live = seen.controllers.iter().any(|controller| controller.state == "live");
             let mut state = seen.states();
             let device = match self.observe(&volume, &seen) {
                 Ok(Observed::Known(device)) => Some(device),
@@ -374,7 +376,7 @@ impl Fabric for NvmeFabric {
                     None
                 }
             };
-            connections.volumes.push(Connection { volume, device, state });
+            connections.volumes.push(Connection { volume, device, live, state });
         }
         self.notice(&connections.foreign);
         Ok(connections)

@@ -22,7 +22,7 @@ const DEFAULT_RECONNECT_DELAY_SECONDS: u32 = 5;
 const DEFAULT_KEEP_ALIVE_TMO_SECONDS: u32 = 5;
 /// I/O queues asked for; the kernel makes no more than it has CPUs, and the appliance may grant fewer. A bound, as each
 /// queue is a connection of its own, and a node has many volumes.
-const DEFAULT_NR_IO_QUEUES: u32 = 8;
+pub(crate) const DEFAULT_NR_IO_QUEUES: u32 = 8;
 
 /// The options for one volume, as the host of this name and id.
 pub(super) fn options(connect: &Connect, address: IpAddr, host_nqn: &Nqn, host_id: Uuid) -> String {

@@ -86,6 +86,8 @@ pub(crate) fn config(directory: &Path, gateway: &gateway::Gateway) -> NodeConfig
         metrics_address: free_address(),
         boot_id: Some(BOOT.to_owned()),
         deadlines: Deadlines { controllers_ms: 20_000, ..Deadlines::default() },
+        topology: Default::default(),
+        die_after_step: None,
     }
 }
 

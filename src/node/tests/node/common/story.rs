@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::gateway::Gateway;
 use super::requests::{VOLUME, block, file_system, publish, stage, unpublish, unstage};
-use super::{TestNode, config, directory};
+use super::{TestNode, config, directory, get};
 use node::NodeConfig;
 
 /// A node, its controllers, and kubelet's paths.
@@ -73,6 +73,38 @@ impl Story {
     /// Takes such a file away.
     pub(crate) fn take_away(&self, file: &str) {
         fs::remove_file(self.node.directory.join("machine").join(file).join(VOLUME)).unwrap();
+    }
+
+    /// Changes what the fake machine says of the mount at `path`: each word of `changes` for what follows it.
+    pub(crate) fn change_mount(&self, path: &Path, changes: &[(&str, &str)]) {
+        let records = fs::read_dir(self.node.directory.join("machine/mounts")).unwrap();
+        for file in records.map(|entry| entry.unwrap().path()) {
+            let mut text = fs::read_to_string(&file).unwrap();
+            if !text.contains(&format!("{path:?}")) {
+                continue;
+            }
+            for (what, instead) in changes {
+                assert!(text.contains(what), "{what} is not in {text}");
+                text = text.replace(what, instead);
+            }
+            fs::write(file, text).unwrap();
+            return;
+        }
+        panic!("nothing is mounted at {}", path.display());
+    }
+
+    /// How the fake machine mounts at `path`; empty if it does not.
+    pub(crate) fn mount_at(&self, path: &Path) -> String {
+        let records = fs::read_dir(self.node.directory.join("machine/mounts")).unwrap();
+        let mut texts = records.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        texts.find(|text| text.contains(&format!("{path:?}"))).unwrap_or_default()
+    }
+
+    /// The value of the metric of this name and labels.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let metrics = get(&self.node.http, "/metrics").await;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("{name} is not in\n{metrics}"))
     }
 
     /// Whether the fake fabric is connected to the volume.

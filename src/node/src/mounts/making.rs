@@ -1,0 +1,114 @@
+//! Making a file system, and checking one before it is mounted.
+//!
+//! **Making.** Never forced: the tools' own checks for signatures and for other users of the device stay on. The
+//! tools' defaults are kept but for two, and options from the class come after these and so have the last word:
+//!
+//! - No discard (`-E nodiscard`, `-K`). The device has just been read as zeros, so a discard frees nothing, and it
+//!   would be the largest single command that the appliance ever gets.
+//! - Nothing of an ext4 is reserved for root (`-m 0`): a volume is one workload's, and the reserve, a twentieth of it,
+//!   would be lost to every pod that does not run as root. Kubernetes' own mounter does the same.
+//!
+//! **Checking.** An ext4 is given to `e2fsck -p` before each writable mount. It decides itself by the superblock what
+//! is to do: a clean file system takes it one read of the superblock and the group descriptors, some milliseconds;
+//! after a crash it replays the journal; where the kernel has logged errors it checks everything and mends what is safe
+//! to mend without asking. Nothing is ever answered with yes for the user (`-y`). XFS has no such check: mounting
+//! replays its log, and what it then refuses is for `xfs_repair` in a person's hands; `-L`, which throws the log
+//! away, is never used. A file system that is only read is not checked. The kernel replays its journal all the same:
+//! without that (`noload`, `norecovery`) the reader would see a state that never was, and nobody else is attached
+//! whom the writing could disturb.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use state_machine::FsType;
+
+use super::MountError;
+use crate::fabric::Device;
+use crate::tool;
+
+/// How long making a file system may take, in ms.
+const FORMAT_LIMIT_MS: u64 = 600_000;
+/// How long a check may take, in ms: a file system of some TB with logged errors is read whole. kubelet does not wait
+/// that long, and is told that the stage still runs.
+const CHECK_LIMIT_MS: u64 = 4 * 3_600_000;
+/// What is set in the exit status of `e2fsck` when it mended something, and all is well.
+const MENDED: i32 = 1;
+/// What the exit status of `e2fsck` says when all is not: e2fsck(8).
+const COMPLAINTS: [(i32, &str); 6] = [
+    (2, "it asks for a reboot"),
+    (4, "it has errors that are not mended without a person's decision"),
+    (8, "the check could not be done"),
+    (16, "the check was called wrongly"),
+    (32, "the check was broken off"),
+    (128, "the check could not be started"),
+];
+
+/// Makes a file system with the class's options.
+pub(super) async fn format(device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError> {
+    let (tool, defaults): (_, &[&str]) = match fs_type {
+        FsType::Ext4 => ("mkfs.ext4", &["-q", "-m", "0", "-E", "nodiscard"]),
+        FsType::Xfs => ("mkfs.xfs", &["-q", "-K"]),
+    };
+    let mut arguments: Vec<&OsStr> = defaults.iter().map(OsStr::new).collect();
+    arguments.extend(options.iter().map(OsStr::new));
+    arguments.push(device.path.as_os_str());
+    tool::succeed(tool, &arguments, Duration::from_millis(FORMAT_LIMIT_MS)).await?;
+    Ok(())
+}
+
+/// Has the file system checked, and mended where that is safe.
+pub(super) async fn check(device: &Device, fs_type: FsType) -> Result<(), MountError> {
+    match fs_type {
+        FsType::Xfs => return Ok(()),
+        FsType::Ext4 => {}
+    }
+    let limit = Duration::from_millis(CHECK_LIMIT_MS);
+    let output = tool::run("e2fsck", &[OsStr::new("-p"), device.path.as_os_str()], limit).await?;
+    let Some(complaint) = complaint(output.code) else {
+        if output.code == Some(MENDED) {
+            tracing::warn!(volume = %device.volume, said = output.complaint(), "ext4 had errors, mended");
+        }
+        return Ok(());
+    };
+    let complaint = format!("{complaint}; e2fsck said: {}", output.complaint());
+    Err(MountError::Damaged { path: device.path.clone(), fs_type, complaint })
+}
+
+/// What is wrong according to the exit status of `e2fsck -p`, if anything is.
+fn complaint(code: Option<i32>) -> Option<String> {
+    let Some(code) = code else { return Some("the check was ended by a signal".to_owned()) };
+    if code & !MENDED == 0 {
+        return None;
+    }
+    let said: Vec<_> = COMPLAINTS.iter().filter(|(bit, _)| code & bit != 0).map(|(_, said)| *said).collect();
+    Some(if said.is_empty() { format!("exit status {code}") } else { said.join(", ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sound_or_mended_file_system_passes() {
+        for sound in [0, 1] {
+            assert_eq!(complaint(Some(sound)), None);
+        }
+        let rows = [
+            (Some(2), "reboot"),
+            (Some(3), "reboot"),
+            (Some(4), "errors"),
+            (Some(5), "errors"),
+            (Some(8), "could not be done"),
+            (Some(12), "errors that are not mended without a person's decision, the check could not be done"),
+            (Some(16), "wrongly"),
+            (Some(32), "broken off"),
+            (Some(64), "exit status 64"),
+            (Some(128), "started"),
+            (None, "signal"),
+        ];
+        for (code, words) in rows {
+            let said = complaint(code).unwrap();
+            assert!(said.contains(words), "{code:?}: {said}");
+        }
+    }
+}
