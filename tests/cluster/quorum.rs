@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use proto::csi::v1::{ControllerGetVolumeRequest, ListVolumesRequest, ProbeRequest};
-use tests::Lab;
+use proto::node::v1::node_gateway_client::NodeGatewayClient;
+use proto::node::v1::{AttachmentPhase, DescribeVolumesRequest};
+use rds_csi::certificates::{Authority, Owner};
 use tests::requests::{
     MIB, create, delete, expect_unavailable, insist, publish, unpublish, volume_id, within,
 };
+use tests::{Lab, tls_channel};
 
 /// What each caller gives the driver, in milliseconds.
 const LIMIT_MS: u64 = 3_000;
@@ -20,6 +23,22 @@ async fn without_a_quorum_callers_are_told_in_time() -> Result<()> {
         let csi = lab.csi(&survivor)?;
         let id = volume_id(insist("create", || csi.create(create("kept", MIB))).await?);
         insist("publish", || csi.publish(publish(&id, "node-a"))).await?;
+        let authority = Authority::open_or_create(&lab.certificates())?;
+        let files = authority.files(&Owner::Node("node-a".to_owned()), "node-a")?;
+        let channel = tls_channel(&lab.address(&survivor)?, &authority.certificate(), Some(&files))?;
+        let mut gateway = NodeGatewayClient::new(channel);
+        let describe = DescribeVolumesRequest {
+            node_id: "node-a".to_owned(),
+            volume_ids: vec![id.clone(), "pvc-unknown".to_owned()],
+            and_revoking: true,
+        };
+        let described = gateway.describe_volumes(within(limit, describe.clone())).await?.into_inner();
+        let phases: Vec<_> = described
+            .volumes
+            .iter()
+            .map(|volume| (volume.known, volume.attachment.map(|attachment| attachment.phase())))
+            .collect();
+        ensure!(phases == [(true, Some(AttachmentPhase::Granted)), (false, None)], "{described:?}");
 
         let others: Vec<_> = lab.controllers().into_iter().filter(|name| *name != survivor).collect();
         for name in &others {
@@ -34,6 +53,7 @@ async fn without_a_quorum_callers_are_told_in_time() -> Result<()> {
             csi.unpublish(within(limit, unpublish(&id, "node-a"))),
             csi.get(within(limit, get)),
             csi.list(within(limit, ListVolumesRequest::default())),
+            gateway.describe_volumes(within(limit, describe)),
         );
         let took = begun.elapsed();
         expect_unavailable("create", answers.0)?;
@@ -42,6 +62,7 @@ async fn without_a_quorum_callers_are_told_in_time() -> Result<()> {
         expect_unavailable("unpublish", answers.3)?;
         expect_unavailable("get", answers.4)?;
         expect_unavailable("list", answers.5)?;
+        expect_unavailable("describe", answers.6)?;
         ensure!(took < limit, "answered only after {took:?}");
         csi.probe(within(limit, ProbeRequest {})).await?;
 

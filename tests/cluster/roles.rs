@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
-use proto::node::v1::{PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest};
+use proto::node::v1::{
+    DescribeVolumesRequest, PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest,
+};
 use proto::operator::v1::operator_client::OperatorClient;
 use proto::operator::v1::{
     AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasRequest, ListVolumesRequest,
@@ -101,6 +103,10 @@ fn report(node: &str) -> ReportDisconnectedRequest {
     }
 }
 
+fn describe(node: &str) -> DescribeVolumesRequest {
+    DescribeVolumesRequest { node_id: node.to_owned(), and_revoking: true, ..Default::default() }
+}
+
 fn calls() -> Vec<Call> {
     vec![
         call!(Replica, PeerClient.append_entries(nonsense())),
@@ -117,9 +123,11 @@ fn calls() -> Vec<Call> {
         call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
         call!(Node, NodeGatewayClient.permit_connect(permit(OWN_NODE))),
         call!(Node, NodeGatewayClient.report_disconnected(report(OWN_NODE))),
+        call!(Node, NodeGatewayClient.describe_volumes(describe(OWN_NODE))),
         call!(Nobody, NodeGatewayClient.register(register(OTHER_NODE))),
         call!(Nobody, NodeGatewayClient.permit_connect(permit(OTHER_NODE))),
         call!(Nobody, NodeGatewayClient.report_disconnected(report(OTHER_NODE))),
+        call!(Nobody, NodeGatewayClient.describe_volumes(describe(OTHER_NODE))),
         call!(Operator, OperatorClient.status(StatusRequest {})),
         call!(Operator, OperatorClient.list_volumes(ListVolumesRequest {})),
         call!(Operator, OperatorClient.get_volume(GetVolumeRequest { id: "pvc-unknown".to_owned() })),

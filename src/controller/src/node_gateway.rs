@@ -1,4 +1,4 @@
-//! What node plugins ask: that they are known, that they may connect, that they are off.
+//! What node plugins ask: that they are known, that they may connect, that they are off, what the ledger knows.
 //!
 //! A node speaks for itself only: the name in its certificate is the node that the request may be about.
 
@@ -9,13 +9,15 @@ use proto::node::v1;
 use proto::node::v1::node_gateway_server::NodeGateway;
 use replica::{Replica, Role};
 use state_machine::{
-    BootId, Command, Generation, IdError, NodeId, NodeMoment, Nqn, Refusal, Response as LedgerResponse,
-    VolumeId,
+    AttachmentPhase, BootId, Command, Generation, IdError, NodeId, NodeMoment, Nqn, Refusal,
+    Response as LedgerResponse, State, VolumeId,
 };
 use tonic::{Request, Response, Status};
 
 /// The longest that a node waits for an answer; then it asks another replica.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many volumes a node may ask about at once, and is told of beside them.
+const MAX_DESCRIBED_VOLUMES: usize = 256;
 
 /// The service that node plugins dial.
 #[derive(Clone)]
@@ -112,6 +114,66 @@ impl NodeGateway for Gateway {
         tracing::info!(%volume, %node, term, "node reported that it is not connected");
         Ok(Response::new(v1::ReportDisconnectedReply {}))
     }
+
+    async fn describe_volumes(
+        &self,
+        request: Request<v1::DescribeVolumesRequest>,
+    ) -> Result<Response<v1::DescribeVolumesReply>, Status> {
+        let message = request.get_ref();
+        let node = own_node(&request, &message.node_id)?;
+        let volumes = described_volumes(&message.volume_ids)?;
+        let deadline = crate::deadline::of(&request, ANSWER_TIMEOUT);
+        let reply =
+            self.replica.read(deadline, |state| description(state, &node, &volumes, message.and_revoking));
+        let reply = reply.await.map_err(|error| status::no_quorum(&error.to_string()))?;
+        Ok(Response::new(reply))
+    }
+}
+
+fn described_volumes(ids: &[String]) -> Result<Vec<VolumeId>, Status> {
+    if ids.len() > MAX_DESCRIBED_VOLUMES {
+        let problem = format!("volume_ids are {}; at most {MAX_DESCRIBED_VOLUMES} are answered", ids.len());
+        return Err(Status::invalid_argument(problem));
+    }
+    ids.iter().map(|id| field("volume_ids", VolumeId::parse(id))).collect()
+}
+
+/// What the ledger says of `volumes` to `node`, and which others are being revoked from it.
+fn description(
+    state: &State,
+    node: &NodeId,
+    volumes: &[VolumeId],
+    and_revoking: bool,
+) -> v1::DescribeVolumesReply {
+    let described = |id: &VolumeId| {
+        let volume = state.volume(id);
+        let attachment = volume.and_then(|volume| volume.attachments.get(node));
+        v1::VolumeDescription {
+            volume_id: id.to_string(),
+            known: volume.is_some(),
+            attachment: attachment.map(|attachment| v1::NodeAttachment {
+                generation: attachment.generation.0,
+                phase: phase(attachment.phase).into(),
+            }),
+        }
+    };
+    let is_revoking = |id: &VolumeId| {
+        let attachment = state.volume(id).and_then(|volume| volume.attachments.get(node));
+        attachment.is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking)
+    };
+    let others = state.volumes().keys().filter(|id| and_revoking && is_revoking(id) && !volumes.contains(id));
+    v1::DescribeVolumesReply {
+        volumes: volumes.iter().map(described).collect(),
+        revoking: others.take(MAX_DESCRIBED_VOLUMES).map(ToString::to_string).collect(),
+    }
+}
+
+fn phase(phase: AttachmentPhase) -> v1::AttachmentPhase {
+    match phase {
+        AttachmentPhase::Granting => v1::AttachmentPhase::Granting,
+        AttachmentPhase::Granted => v1::AttachmentPhase::Granted,
+        AttachmentPhase::Revoking => v1::AttachmentPhase::Revoking,
+    }
 }
 
 /// The node that the request is about, which has to be the caller's own.
@@ -131,4 +193,163 @@ fn moment(boot: &str, since_boot_ns: u64) -> Result<NodeMoment, Status> {
 
 fn field<T>(name: &str, parsed: Result<T, IdError>) -> Result<T, Status> {
     parsed.map_err(|error| Status::invalid_argument(format!("{name} {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use csi::parse::{ClassDefaults, CreateVolume};
+    use proto::csi::v1::volume_capability::access_mode::Mode;
+    use proto::csi::v1::volume_capability::{AccessMode as Access, AccessType as Type, BlockVolume};
+    use proto::csi::v1::{CreateVolumeRequest, VolumeCapability};
+    use state_machine::{
+        AccessMode, AccessType, AppliancePath, AttachmentMode, ByteSize, Entry, HostAddress, LedgerTime,
+        VmiObservation,
+    };
+
+    use super::*;
+
+    const NODES: [&str; 2] = ["node-a", "node-b"];
+
+    fn volume(number: u16) -> VolumeId {
+        VolumeId::parse(&format!("pvc-00000000-0000-4000-8000-{number:012}")).unwrap()
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::parse(name).unwrap()
+    }
+
+    fn apply(state: &mut State, command: Command) -> LedgerResponse {
+        state.apply(Entry { at: LedgerTime(0), command })
+    }
+
+    fn creation_of(name: &str) -> CreateVolumeRequest {
+        let capability = VolumeCapability {
+            access_type: Some(Type::Block(BlockVolume {})),
+            access_mode: Some(Access { mode: Mode::MultiNodeMultiWriter.into() }),
+        };
+        let volume_capabilities = vec![capability];
+        CreateVolumeRequest { name: name.to_owned(), volume_capabilities, ..Default::default() }
+    }
+
+    /// Both nodes, and as many volumes, ready.
+    fn ledger(volumes: u16) -> State {
+        let mut state = State::default();
+        for name in NODES {
+            let (boot, host_nqn) =
+                (BootId::parse("boot-1").unwrap(), Nqn::parse(&format!("nqn.2014-08.{name}")).unwrap());
+            let register =
+                Command::RegisterNode { node: node(name), boot, replaces: None, host_nqn, max_volumes: 0 };
+            assert_eq!(apply(&mut state, register), LedgerResponse::Done);
+        }
+        let defaults = ClassDefaults {
+            volume_path: AppliancePath::parse("/pool/csi").unwrap(),
+            nvme_address: HostAddress::parse("192.0.2.1").unwrap(),
+            nvme_port: 4420,
+        };
+        for number in 0..volumes {
+            let volume = volume(number);
+            let asked = CreateVolume::parse(&creation_of(volume.as_str()), &defaults).unwrap();
+            let create = Command::CreateVolume {
+                id: asked.volume,
+                name: asked.name,
+                required: ByteSize::at_least(1 << 30).unwrap(),
+                limit_bytes: None,
+                parameters: asked.parameters,
+            };
+            let LedgerResponse::Pending { generation } = apply(&mut state, create) else {
+                panic!("not created")
+            };
+            apply(&mut state, Command::SlotWasFree { volume: volume.clone(), generation });
+            apply(&mut state, Command::VolumeCreated { volume, generation });
+        }
+        state
+    }
+
+    fn publish(state: &mut State, volume: &VolumeId, name: &str) -> Generation {
+        let mode = AttachmentMode {
+            access_mode: AccessMode::MultiNodeMultiWriter,
+            access_type: AccessType::Block,
+            read_only: false,
+        };
+        let (volume, node, vmi) = (volume.clone(), node(name), VmiObservation::Unknown);
+        let response = apply(state, Command::Publish { volume, node, mode, vmi });
+        let LedgerResponse::Attached { generation } = response else { panic!("not published: {response:?}") };
+        generation
+    }
+
+    /// Publishes it, lets the node connect, and unpublishes it.
+    fn revoke(state: &mut State, id: &VolumeId, name: &str) -> Generation {
+        let generation = publish(state, id, name);
+        let (volume, node) = (id.clone(), node(name));
+        apply(state, Command::ExportConfirmed { volume: volume.clone(), node: node.clone(), generation });
+        let moment = NodeMoment { boot: BootId::parse("boot-1").unwrap(), since_boot_ns: 1 };
+        let permit =
+            Command::PermitConnect { volume: volume.clone(), node: node.clone(), generation, moment };
+        assert_eq!(apply(state, permit), LedgerResponse::Done);
+        apply(state, Command::Unpublish { volume, node: Some(node), require_proof: true });
+        generation
+    }
+
+    fn attachment(state: &State, id: &VolumeId, name: &str) -> Option<(u64, v1::AttachmentPhase)> {
+        let reply = description(state, &node(name), std::slice::from_ref(id), false);
+        let [described] = reply.volumes.as_slice() else { panic!("{reply:?}") };
+        assert_eq!((described.volume_id.as_str(), described.known), (id.as_str(), true));
+        described.attachment.as_ref().map(|attachment| (attachment.generation, attachment.phase()))
+    }
+
+    #[test]
+    fn a_node_hears_of_its_own_attachment_only() {
+        let mut state = ledger(1);
+        let id = volume(0);
+        assert_eq!(attachment(&state, &id, "node-a"), None);
+        let generation = publish(&mut state, &id, "node-a");
+        assert_eq!(attachment(&state, &id, "node-a"), Some((generation.0, v1::AttachmentPhase::Granting)));
+        assert_eq!(attachment(&state, &id, "node-b"), None);
+        apply(&mut state, Command::ExportConfirmed { volume: id.clone(), node: node("node-a"), generation });
+        assert_eq!(attachment(&state, &id, "node-a"), Some((generation.0, v1::AttachmentPhase::Granted)));
+        let other = revoke(&mut state, &id, "node-b");
+        assert_eq!(attachment(&state, &id, "node-b"), Some((other.0, v1::AttachmentPhase::Revoking)));
+        assert_eq!(attachment(&state, &id, "node-a"), Some((generation.0, v1::AttachmentPhase::Granted)));
+    }
+
+    #[test]
+    fn what_the_ledger_does_not_know_is_said_so_and_in_order() {
+        let state = ledger(1);
+        let asked = [VolumeId::parse("elsewhere").unwrap(), volume(0), volume(1)];
+        let reply = description(&state, &node("node-a"), &asked, true);
+        let said: Vec<_> =
+            reply.volumes.iter().map(|volume| (volume.volume_id.as_str(), volume.known)).collect();
+        assert_eq!(said, [("elsewhere", false), (asked[1].as_str(), true), (asked[2].as_str(), false)]);
+        assert_eq!(reply.revoking, Vec::<String>::new());
+    }
+
+    #[test]
+    fn revocations_not_asked_about_are_listed_when_wanted() {
+        let mut state = ledger(4);
+        for (number, name) in [(0, "node-a"), (1, "node-a"), (2, "node-b")] {
+            revoke(&mut state, &volume(number), name);
+        }
+        publish(&mut state, &volume(3), "node-a");
+        let revoking =
+            |asked: &[VolumeId], wanted| description(&state, &node("node-a"), asked, wanted).revoking;
+        assert_eq!(revoking(&[], true), [volume(0).to_string(), volume(1).to_string()]);
+        assert_eq!(revoking(&[volume(0)], true), [volume(1).to_string()]);
+        assert_eq!(revoking(&[], false), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_answer_is_bounded() {
+        let most = u16::try_from(MAX_DESCRIBED_VOLUMES).unwrap();
+        let mut state = ledger(most + 1);
+        for number in 0..=most {
+            revoke(&mut state, &volume(number), "node-a");
+        }
+        assert_eq!(description(&state, &node("node-a"), &[], true).revoking.len(), MAX_DESCRIBED_VOLUMES);
+        let ids = |count: u16| (0..count).map(|number| volume(number).to_string()).collect::<Vec<_>>();
+        assert_eq!(described_volumes(&ids(most)).unwrap().len(), MAX_DESCRIBED_VOLUMES);
+        let refused = described_volumes(&ids(most + 1)).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        let hostile = described_volumes(&["a/b".to_owned()]).unwrap_err();
+        assert_eq!(hostile.code(), tonic::Code::InvalidArgument);
+    }
 }

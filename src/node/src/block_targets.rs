@@ -74,7 +74,7 @@ impl NodeVolumes {
     }
 
     /// The links. There are none while a file system is mounted: what is there then belongs to its user.
-    async fn links(&self, staging: &Path) -> Result<Vec<PathBuf>, MountError> {
+    pub(crate) async fn links(&self, staging: &Path) -> Result<Vec<PathBuf>, MountError> {
         if self.mount_at(staging).await?.is_some() {
             return Ok(Vec::new());
         }

@@ -25,6 +25,8 @@ const MACHINE_ID_FILE: &str = "/etc/machine-id";
 const MEMORY_FILE: &str = "/proc/meminfo";
 /// Least and largest `deadlines.controllers_ms` and `deadlines.drain_ms`.
 const DEADLINE_RANGE_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
+/// Least and largest `reconcile_interval_seconds`.
+const RECONCILE_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
 
 /// What a node plugin is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,12 @@ pub struct NodeConfig {
     /// For tests only: the process ends itself with SIGKILL after the first step of this name.
     #[serde(default)]
     pub die_after_step: Option<String>,
+    /// How often what the node has is compared with what the ledger says, in seconds.
+    #[serde(default = "default_reconcile_interval_seconds")]
+    pub reconcile_interval_seconds: u64,
+    /// Where kubelet keeps its pods and plugins.
+    #[serde(default = "default_kubelet_directory")]
+    pub kubelet_directory: PathBuf,
 }
 
 /// PEM files.
@@ -150,6 +158,14 @@ fn default_dev() -> PathBuf {
     Roots::default().dev
 }
 
+fn default_reconcile_interval_seconds() -> u64 {
+    300
+}
+
+fn default_kubelet_directory() -> PathBuf {
+    "/var/lib/kubelet".into()
+}
+
 impl NodeConfig {
     /// All that is wrong, one sentence each; empty if the configuration can be used.
     pub fn validate(&self) -> Vec<String> {
@@ -186,6 +202,14 @@ impl NodeConfig {
                 mistakes.add(field, &format!("{value} is not from {least} to {most}"));
             }
         }
+        if !RECONCILE_RANGE_SECONDS.contains(&self.reconcile_interval_seconds) {
+            let (least, most) = RECONCILE_RANGE_SECONDS.into_inner();
+            let value = self.reconcile_interval_seconds;
+            mistakes.add("reconcile_interval_seconds", &format!("{value} is not from {least} to {most}"));
+        }
+        if !self.kubelet_directory.is_absolute() {
+            mistakes.add("kubelet_directory", "must be an absolute path");
+        }
         let max_volumes = mistakes.take("max_volumes", self.max_volumes());
         let topology = Topology::parse(&self.topology)
             .map_err(|problems| problems.iter().for_each(|problem| mistakes.add("topology", problem)));
@@ -210,6 +234,8 @@ impl NodeConfig {
                 fabric,
                 controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
                 drain_limit: Duration::from_millis(self.deadlines.drain_ms),
+                reconcile_interval: Duration::from_secs(self.reconcile_interval_seconds),
+                kubelet_directory: self.kubelet_directory.clone(),
             }),
             _ => Err(mistakes.0),
         }
@@ -262,6 +288,8 @@ pub(crate) struct Settings {
     pub(crate) drain_limit: Duration,
     pub(crate) topology: Topology,
     pub(crate) die_after_step: Option<Step>,
+    pub(crate) reconcile_interval: Duration,
+    pub(crate) kubelet_directory: PathBuf,
 }
 
 /// How volumes become devices, checked.
@@ -396,6 +424,8 @@ mod tests {
             deadlines: Deadlines { controllers_ms: 1, drain_ms: u64::MAX },
             topology: BTreeMap::from([("-zone".to_owned(), "a b".to_owned())]),
             die_after_step: Some("mount".to_owned()),
+            reconcile_interval_seconds: 0,
+            kubelet_directory: "kubelet".into(),
             ..minimal()
         }
         .validate();
@@ -413,6 +443,8 @@ mod tests {
             "fabric.backing_directory",
             "deadlines.controllers_ms",
             "deadlines.drain_ms",
+            "reconcile_interval_seconds",
+            "kubelet_directory",
             "topology",
             "topology",
             "die_after_step",

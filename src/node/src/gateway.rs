@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
-use proto::node::v1::{PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest};
+use proto::node::v1::{
+    DescribeVolumesRequest, PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest,
+};
 use state_machine::{BootId, Generation, NodeMoment, VolumeId};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -22,6 +24,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::config::TlsFiles;
 use crate::identity::NodeIdentity;
+use crate::ledger::Described;
 
 /// The name in every controller's certificate.
 const CONTROLLER_NAME: &str = "rds-csi";
@@ -40,6 +43,8 @@ const REGISTER_PAUSE_MS: (u64, u64) = (100, 5_000);
 /// How often in one round the node registers, each time to replace the boot that it was just told of: once without
 /// knowing any, once knowing, and once more if that has changed meanwhile.
 const REGISTER_TRIES: usize = 3;
+/// How many volumes the controllers describe at once.
+const DESCRIBED_AT_ONCE: usize = 256;
 
 /// Why the controllers gave no usable answer.
 #[derive(Debug, Error)]
@@ -135,6 +140,12 @@ impl Gateway {
     /// Whether the controllers know this node in its present boot.
     pub(crate) fn is_registered(&self) -> bool {
         *self.registered.borrow()
+    }
+
+    /// Waits until the controllers know this node in its present boot.
+    pub(crate) async fn wait_until_registered(&self) {
+        // The sender lives as long as `self`: there is no other way out of the wait.
+        self.registered.subscribe().wait_for(|registered| *registered).await.ok();
     }
 
     /// Registers the node whenever it is not registered, however long that takes, until `stop` is cancelled.
@@ -259,6 +270,35 @@ impl Gateway {
             async move { client.report_disconnected(request).await }
         });
         asked.await.map(|_| ())
+    }
+
+    /// Asks what the ledger says of these volumes, and, if wanted, which others are being cut from this node.
+    pub(crate) async fn describe(
+        &self,
+        volumes: &[VolumeId],
+        and_revoking: bool,
+        until: Instant,
+    ) -> Result<Described, GatewayError> {
+        let mut described = Described::default();
+        let mut parts: Vec<&[VolumeId]> = volumes.chunks(DESCRIBED_AT_ONCE).collect();
+        if parts.is_empty() && and_revoking {
+            parts.push(&[]);
+        }
+        for part in parts {
+            let request = DescribeVolumesRequest {
+                node_id: self.identity.node.to_string(),
+                volume_ids: part.iter().map(ToString::to_string).collect(),
+                and_revoking,
+            };
+            let asked = self.ask(until, |mut client, limit| {
+                let request = with_limit(request.clone(), limit);
+                async move { client.describe_volumes(request).await }
+            });
+            let taken = described.take(part, asked.await?);
+            taken.map_err(|reason| GatewayError::NoAnswer { last: format!("unreadable: {reason}") })?;
+        }
+        described.revoking.retain(|volume| !described.standings.contains_key(volume));
+        Ok(described)
     }
 
     /// Asks the replicas in turn until one answers or it is `until`.

@@ -4,6 +4,7 @@
 //! It holds no state: what is connected and mounted is read from the system whenever it matters. Before it stages
 //! a volume it asks the controllers whether its attachment stands, and when the volume is unstaged, or could not be
 //! staged, it tells them that it is not connected; whatever they do not decide is UNAVAILABLE, and kubelet tries again.
+//! What kubelet will not clear away is put right regularly (`reconcile`).
 //!
 //! Life cycle: [`run`] takes a [`NodeConfig`], waits for a predecessor's operations to end, registers the node with
 //! the controllers however long that takes, serves until it is told to stop, and lets running operations end.
@@ -17,6 +18,7 @@ mod gateway;
 mod http;
 mod identity;
 mod in_use;
+mod ledger;
 mod measure;
 mod metrics;
 mod mounts;
@@ -24,6 +26,7 @@ mod operations;
 mod outcome;
 mod own_thread;
 mod publish;
+mod reconcile;
 mod run;
 mod service;
 mod stage;

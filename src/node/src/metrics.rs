@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Buckets of all durations, in seconds: from a look at a table to a format of a large volume.
@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     step_duration: HistogramVec,
     stale_mounts: IntCounter,
     stale_recoveries: IntCounterVec,
+    findings: IntGaugeVec,
 }
 
 impl Metrics {
@@ -90,6 +91,11 @@ impl Metrics {
             "Attempts to take such mounts away, by outcome.",
             &["status"],
         )?;
+        let findings = IntGaugeVec::new(
+            Opts::new("rds_csi_node_findings", "What is amiss on this node as last looked at, by kind."),
+            &["kind"],
+        )?;
+        registry.register(Box::new(findings.clone()))?;
         let registry = registry.clone();
         Ok(Self {
             registry,
@@ -102,6 +108,7 @@ impl Metrics {
             step_duration,
             stale_mounts,
             stale_recoveries,
+            findings,
         })
     }
 
@@ -133,6 +140,10 @@ impl Metrics {
 
     pub(crate) fn stale_recovery(&self, succeeded: bool) {
         self.stale_recoveries.with_label_values(&[status(succeeded)]).inc();
+    }
+
+    pub(crate) fn findings(&self, kind: &str, count: usize) {
+        self.findings.with_label_values(&[kind]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Everything in the text format.

@@ -23,6 +23,7 @@ use crate::http::{Observable, routes};
 use crate::metrics::Metrics;
 use crate::mounts::{FakeMounts, KernelMounts, Mounts};
 use crate::operations::Operations;
+use crate::reconcile::Reconciler;
 use crate::service::NodeService;
 use crate::steps::Steps;
 use crate::volumes::NodeVolumes;
@@ -74,15 +75,22 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let gateway = Arc::new(Gateway::new(identity.clone(), &config.controllers, &config.tls)?);
     let operations = Arc::new(Operations::new(identity.node.clone(), metrics.clone()));
     let server = CsiServer::at(&settings.topology);
+    let volumes = NodeVolumes {
+        identity,
+        fabric: fabric.clone(),
+        mounts,
+        gateway: gateway.clone(),
+        metrics: metrics.clone(),
+        steps: Steps::new(metrics.clone(), settings.die_after_step),
+    };
+    let reconciler = Reconciler::new(
+        volumes.clone(),
+        operations.clone(),
+        settings.kubelet_directory,
+        settings.reconcile_interval,
+    );
     let service = NodeService {
-        volumes: NodeVolumes {
-            identity,
-            fabric: fabric.clone(),
-            mounts,
-            gateway: gateway.clone(),
-            metrics: metrics.clone(),
-            steps: Steps::new(metrics.clone(), settings.die_after_step),
-        },
+        volumes,
         operations: operations.clone(),
         controllers_limit: settings.controllers_limit,
         topology: settings.topology,
@@ -95,6 +103,13 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let observable = Observable { metrics, fabric, gateway: gateway.clone() };
     let (registering, serving) = (ending.clone(), ending.clone());
     let register = tokio::spawn(async move { gateway.keep_registered(registering).await });
+    let reconciling = ending.clone();
+    let tells_nodes_apart = tells_nodes_apart(&settings.fabric);
+    let reconcile = tokio::spawn(async move {
+        if tells_nodes_apart {
+            reconciler.run(reconciling).await;
+        }
+    });
     let served = async {
         let _end_the_others = serving.clone().drop_guard();
         server.node(service).serve(socket, serving).await
@@ -108,8 +123,9 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     };
     let (served, observed) = tokio::join!(served, observed);
     operations.drain(settings.drain_limit).await;
-    // It ends with the token, and a panic in it has been logged.
+    // They end with the token, and a panic in them has been logged.
     register.await.ok();
+    reconcile.await.ok();
     served?;
     observed.map_err(RunError::Http)
 }
@@ -137,6 +153,15 @@ async fn lock(settings: &Settings, stop: &CancellationToken) -> Result<Option<Fi
             () = stop.cancelled() => return Ok(None),
             () = sleep(Duration::from_millis(PREDECESSOR_POLL_MS)) => {}
         }
+    }
+}
+
+/// Whether a connection that is seen can only be this node's own. Nodes that share a machine's loop devices would
+/// put right what is another's.
+fn tells_nodes_apart(fabric: &FabricSettings) -> bool {
+    match fabric {
+        FabricSettings::Fake(_) | FabricSettings::Nvme(_) => true,
+        FabricSettings::Loop(_) => false,
     }
 }
 

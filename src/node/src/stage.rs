@@ -112,11 +112,13 @@ impl NodeVolumes {
     }
 
     /// Unmounts and disconnects the volume, if nobody uses it, and has the controllers know. Success whenever it
-    /// is then proven not to be connected, also if it never was.
+    /// is then proven not to be connected, also if it never was; and of a connection that is not ours, which stays:
+    /// what kubelet staged is gone then, nothing that it can ask again would change that, and `reconcile` reports it.
     pub(crate) async fn unstage(&self, request: NodeUnstage, until: Instant) -> Result<(), NodeError> {
         let volume = &request.volume;
         let staging = resolve(&request.staging_path).await?;
         let seen = self.fabric.find(volume).await?;
+        let ours = seen == Observed::Absent || self.is_ours(volume, until).await?;
         let device = match &seen {
             Observed::Known(device) => Some(device),
             Observed::Absent | Observed::WithoutDevice(_) => None,
@@ -128,8 +130,13 @@ impl NodeVolumes {
             }
         }
         self.steps.take(Step::Unmounted, volume, self.unmount(volume, &staging, device)).await?;
-        self.get_disconnected(volume, &seen).await?;
+        if ours {
+            self.get_disconnected(volume, &seen).await?;
+        }
         self.steps.take(Step::Forgotten, volume, self.forget_block_targets(&staging)).await?;
+        if !ours {
+            return Ok(());
+        }
         self.steps.take(Step::Reported, volume, self.report_disconnected(volume, until)).await
     }
 

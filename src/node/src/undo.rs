@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | published, or mounted besides staging | leaves it to its users: they keep it connected | the failure's |
 //! | staged in another way ([`NodeError::Differs`]) | leaves the earlier stage as it is | the failure's |
+//! | connected, and the ledger does not know it | leaves it alone: it is not ours | the failure's |
 //! | nobody uses it | unmounts staging, disconnects, reports | the failure's |
 //! | held all the same, unknown, or not reported | keeps what it could not end | UNAVAILABLE, with both reasons |
 //!
@@ -34,6 +35,8 @@ enum Undone {
     Off,
     /// It has users, in words for people, and stays connected.
     InUse(Vec<String>),
+    /// It is connected, and not ours.
+    NotOurs,
 }
 
 impl NodeVolumes {
@@ -57,7 +60,7 @@ impl NodeVolumes {
         }
         let (volume, node) = (&request.volume, &self.identity.node);
         match self.get_off(request, until).await {
-            Ok(Undone::Off) => failure,
+            Ok(Undone::Off | Undone::NotOurs) => failure,
             Ok(Undone::InUse(users)) => {
                 tracing::warn!(%volume, %node, %failure, ?users, "not staged again, stays connected for its users");
                 failure
@@ -69,12 +72,18 @@ impl NodeVolumes {
     async fn get_off(&self, request: &NodeStage, until: Instant) -> Result<Undone, NodeError> {
         let volume = &request.volume;
         let staging = resolve(&request.staging_path).await?;
+        let until = until.max(Instant::now() + Duration::from_millis(LEAST_REPORT_MS));
         let seen = self.fabric.find(volume).await?;
         if let Observed::Known(device) = &seen {
             let users = self.published(&staging, device).await?;
             if !users.is_empty() {
                 return Ok(Undone::InUse(users));
             }
+        }
+        if seen != Observed::Absent && !self.is_ours(volume, until).await? {
+            return Ok(Undone::NotOurs);
+        }
+        if let Observed::Known(device) = &seen {
             // Somebody else's mount there is no use of this volume, and is left alone.
             if self.mount_at(&staging).await?.is_some_and(|entry| entry.device == device.id) {
                 self.unmount(volume, &staging, Some(device)).await?;
@@ -82,7 +91,6 @@ impl NodeVolumes {
         }
         self.get_disconnected(volume, &seen).await?;
         self.forget_block_targets(&staging).await?;
-        let until = until.max(Instant::now() + Duration::from_millis(LEAST_REPORT_MS));
         self.report_disconnected(volume, until).await?;
         Ok(Undone::Off)
     }

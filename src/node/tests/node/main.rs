@@ -11,6 +11,8 @@ mod failed_stage;
 mod life_cycle;
 mod loop_device;
 mod loop_file_systems;
+mod ownership;
 mod plugin;
+mod reconcile;
 mod registration;
 mod stale;

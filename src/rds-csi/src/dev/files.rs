@@ -69,6 +69,7 @@ struct NodeFile {
     controllers: Vec<String>,
     host_nqn: String,
     metrics_address: String,
+    kubelet_directory: PathBuf,
     tls: TlsSection,
     fabric: FabricSection,
 }
@@ -174,6 +175,7 @@ impl<'a> Writer<'a> {
             controllers: self.controller_addresses(),
             host_nqn: place.host_nqn.clone(),
             metrics_address: place.metrics_address().to_string(),
+            kubelet_directory: make_directory(&self.layout.state_directory(&place.name).join("kubelet"))?,
             tls: self.tls(files),
             fabric,
         };

@@ -1,6 +1,6 @@
 //! The controllers' gateway, scripted: says what it is told to, and remembers what it heard.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -9,8 +9,9 @@ use std::time::Duration;
 use node::TlsFiles;
 use proto::node::v1::node_gateway_server::{NodeGateway, NodeGatewayServer};
 use proto::node::v1::{
-    PermitConnectReply, PermitConnectRequest, RegisterReply, RegisterRequest, ReportDisconnectedReply,
-    ReportDisconnectedRequest,
+    AttachmentPhase, DescribeVolumesReply, DescribeVolumesRequest, NodeAttachment, PermitConnectReply,
+    PermitConnectRequest, RegisterReply, RegisterRequest, ReportDisconnectedReply, ReportDisconnectedRequest,
+    VolumeDescription,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -41,6 +42,15 @@ pub(crate) enum Answer {
     Error(Code, &'static str),
 }
 
+/// What the scripted ledger says of a volume.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Standing {
+    Unknown,
+    NotAttached,
+    Granted,
+    Revoking,
+}
+
 #[derive(Default)]
 struct Script {
     heard: Vec<Heard>,
@@ -52,6 +62,14 @@ struct Script {
     present_boot: Option<String>,
     /// What permits and reports get as long as it is set.
     always: Option<Answer>,
+    /// What the ledger says of volumes; of all others, that they are granted.
+    ledger: BTreeMap<String, Standing>,
+    /// Overrules it for the next questions, one each.
+    next_descriptions: VecDeque<Standing>,
+    /// Descriptions get this error as long as it is set.
+    undescribed: Option<Code>,
+    /// How often everything was to be described.
+    looks: usize,
 }
 
 /// The gateway.
@@ -61,6 +79,8 @@ pub(crate) struct Gateway {
     script: Arc<Mutex<Script>>,
     /// One is taken for each permit: none left makes them wait.
     pub(crate) turns: Arc<Semaphore>,
+    /// The same for descriptions.
+    pub(crate) describe_turns: Arc<Semaphore>,
 }
 
 impl Gateway {
@@ -72,7 +92,9 @@ impl Gateway {
         let address = listener.local_addr().unwrap();
         let script = Arc::new(Mutex::new(Script::default()));
         let turns = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        let service = Scripted { script: script.clone(), turns: turns.clone() };
+        let describe_turns = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        let service =
+            Scripted { script: script.clone(), turns: turns.clone(), describe_turns: describe_turns.clone() };
         tokio::spawn(
             Server::builder()
                 .tls_config(tls)
@@ -80,7 +102,7 @@ impl Gateway {
                 .add_service(NodeGatewayServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        Self { address, files, script, turns }
+        Self { address, files, script, turns, describe_turns }
     }
 
     /// Where it answers.
@@ -114,7 +136,32 @@ impl Gateway {
         self.script.lock().unwrap().always = answer;
     }
 
-    /// What it heard since it was last asked, without registrations.
+    /// What the ledger says of the volume from now on.
+    pub(crate) fn ledger(&self, volume: &str, standing: Standing) {
+        self.script.lock().unwrap().ledger.insert(volume.to_owned(), standing);
+    }
+
+    /// What the ledger says, of whatever volumes, to the next questions.
+    pub(crate) fn next_descriptions(&self, standings: impl IntoIterator<Item = Standing>) {
+        self.script.lock().unwrap().next_descriptions.extend(standings);
+    }
+
+    /// How many of these are still to be said.
+    pub(crate) fn descriptions_left(&self) -> usize {
+        self.script.lock().unwrap().next_descriptions.len()
+    }
+
+    /// Whether descriptions fail, and how.
+    pub(crate) fn undescribed(&self, code: Option<Code>) {
+        self.script.lock().unwrap().undescribed = code;
+    }
+
+    /// How often everything on the node was asked about.
+    pub(crate) fn looks(&self) -> usize {
+        self.script.lock().unwrap().looks
+    }
+
+    /// What it heard since it was last asked, without registrations. It does not list descriptions.
     pub(crate) fn heard(&self) -> Vec<Heard> {
         let heard = std::mem::take(&mut self.script.lock().unwrap().heard);
         heard.into_iter().filter(|what| !matches!(what, Heard::Register(_))).collect()
@@ -129,6 +176,7 @@ impl Gateway {
 struct Scripted {
     script: Arc<Mutex<Script>>,
     turns: Arc<Semaphore>,
+    describe_turns: Arc<Semaphore>,
 }
 
 impl Scripted {
@@ -190,6 +238,43 @@ impl NodeGateway for Scripted {
                 Ok(Response::new(ReportDisconnectedReply {}))
             }
         }
+    }
+
+    async fn describe_volumes(
+        &self,
+        request: Request<DescribeVolumesRequest>,
+    ) -> Result<Response<DescribeVolumesReply>, Status> {
+        let DescribeVolumesRequest { volume_ids, and_revoking, .. } = request.into_inner();
+        self.script.lock().unwrap().looks += usize::from(and_revoking);
+        self.describe_turns.acquire().await.unwrap().forget();
+        let mut script = self.script.lock().unwrap();
+        if let Some(code) = script.undescribed {
+            return Err(Status::new(code, "no description"));
+        }
+        let next = script.next_descriptions.pop_front();
+        let describe = |volume_id: &String| {
+            let standing = next.or_else(|| script.ledger.get(volume_id).copied());
+            description(volume_id, standing.unwrap_or(Standing::Granted))
+        };
+        let is_another = |(id, standing): &(&String, &Standing)| {
+            and_revoking && **standing == Standing::Revoking && !volume_ids.contains(id)
+        };
+        let revoking = script.ledger.iter().filter(is_another).map(|(id, _)| id.clone()).collect();
+        let volumes = volume_ids.iter().map(describe).collect();
+        Ok(Response::new(DescribeVolumesReply { volumes, revoking }))
+    }
+}
+
+fn description(volume_id: &str, standing: Standing) -> VolumeDescription {
+    let phase = match standing {
+        Standing::Unknown | Standing::NotAttached => None,
+        Standing::Granted => Some(AttachmentPhase::Granted),
+        Standing::Revoking => Some(AttachmentPhase::Revoking),
+    };
+    VolumeDescription {
+        volume_id: volume_id.to_owned(),
+        known: standing != Standing::Unknown,
+        attachment: phase.map(|phase| NodeAttachment { generation: 42, phase: phase.into() }),
     }
 }
 

@@ -75,6 +75,8 @@ impl TestNode {
 
 /// The configuration of a node with a fake fabric.
 pub(crate) fn config(directory: &Path, gateway: &gateway::Gateway) -> NodeConfig {
+    let kubelet_directory = directory.join("kubelet");
+    std::fs::create_dir_all(&kubelet_directory).unwrap();
     NodeConfig {
         node_id: "node-a".to_owned(),
         csi_socket: format!("unix://{}", directory.join("csi.sock").display()),
@@ -88,6 +90,8 @@ pub(crate) fn config(directory: &Path, gateway: &gateway::Gateway) -> NodeConfig
         deadlines: Deadlines { controllers_ms: 20_000, ..Deadlines::default() },
         topology: Default::default(),
         die_after_step: None,
+        reconcile_interval_seconds: 300,
+        kubelet_directory,
     }
 }
 
