@@ -144,11 +144,7 @@ impl Lab {
 
     /// Where the controller `name` serves peers, nodes and operators.
     pub fn address(&self, name: &str) -> Result<String> {
-        let text =
-            fs::read_to_string(self.config_path(name)).with_context(|| format!("settings of {name}"))?;
-        let settings: toml::Table = text.parse().with_context(|| format!("settings of {name}"))?;
-        let listen = settings.get("listen").and_then(toml::Value::as_str);
-        listen.map(str::to_owned).with_context(|| format!("{name} listens nowhere"))
+        controller_address(&self.cluster, name)
     }
 
     /// The directory of the cluster's own authority.
@@ -169,6 +165,15 @@ impl DerefMut for Lab {
     fn deref_mut(&mut self) -> &mut Cluster {
         &mut self.cluster
     }
+}
+
+/// Where the controller `name` of `cluster` serves peers, nodes and operators.
+pub(crate) fn controller_address(cluster: &Cluster, name: &str) -> Result<String> {
+    let text =
+        fs::read_to_string(cluster.config_path(name)).with_context(|| format!("settings of {name}"))?;
+    let settings: toml::Table = text.parse().with_context(|| format!("settings of {name}"))?;
+    let listen = settings.get("listen").and_then(toml::Value::as_str);
+    listen.map(str::to_owned).with_context(|| format!("{name} listens nowhere"))
 }
 
 /// A connection to a controller's port, as whoever the files say, or as nobody.

@@ -4,13 +4,17 @@
 //! - [`Csi`]: a replica's CSI services
 //! - [`requests`]: CSI requests, and patience as the sidecars have it
 //! - [`appliance`]: what the simulated appliance holds, and whether the ledger agrees
+//! - [`sanity`]: csi-sanity, and what its report says
 //! - [`tools`]: the programs under test
+//! - [`vm`]: virtual machines with the driver in them
 
 pub mod appliance;
 mod csi;
 mod lab;
 pub mod requests;
+pub mod sanity;
 pub mod tools;
+pub mod vm;
 
 pub use csi::Csi;
 pub use lab::{Lab, tls_channel};

@@ -74,11 +74,13 @@ mod tests {
         let missing = settings(&path, SimulatorSettings::parse).unwrap_err();
         assert!(matches!(&missing, Failure::Usage(mistakes) if mistakes[0].contains("simulator.toml")));
 
-        fs::write(&path, "listen = '127.0.0.1:0'\nauthorized_keys = []\npools = []\n").unwrap();
+        let text = "listen = '127.0.0.1:0'\nauthorized_keys = []\npools = []\n\
+                    exporter = { kind = 'nvmet', listen = '0.0.0.0' }\n";
+        fs::write(&path, text).unwrap();
         let Failure::Usage(mistakes) = settings(&path, SimulatorSettings::parse).unwrap_err() else {
             panic!("not a usage failure");
         };
-        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
         assert!(mistakes.iter().all(|mistake| mistake.contains("simulator.toml")), "{mistakes:?}");
     }
 }

@@ -4,11 +4,13 @@
 //! slot or a file that exists is not added again; a pool without room says `not enough space`.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backing::Backing;
 use crate::config::Pool;
+use crate::exporter::{Export, Exporter};
 use crate::log::Effect;
 use crate::script::ast::Menu;
 use crate::script::value::Value;
@@ -111,11 +113,68 @@ pub(crate) struct Appliance {
     contents: Contents,
     pools: Vec<Pool>,
     backing: Backing,
+    /// What makes its exports real, if anything does.
+    exporter: Option<Exporter>,
 }
 
 impl Appliance {
     pub(crate) fn new(contents: Contents, pools: Vec<Pool>, backing: Backing) -> Self {
-        Self { contents, pools, backing }
+        Self { contents, pools, backing, exporter: None }
+    }
+
+    /// From now on its exports are real.
+    pub(crate) fn export_with(&mut self, exporter: Exporter) {
+        self.exporter = Some(exporter);
+    }
+
+    /// What it exports. A disk without a file has nothing to export.
+    pub(crate) fn exports(&self) -> Vec<Export> {
+        let exported = self.contents.disks.values().filter(|disk| disk.exported);
+        exported.filter_map(|disk| self.export_of(disk).ok()).collect()
+    }
+
+    fn export_of(&self, disk: &SimulatedDisk) -> Result<Export, Words> {
+        let file = self.backing.path(file_name(&disk.file_path))?.ok_or("failure: no backing file")?;
+        Ok(Export { nqn: disk.nqn.clone(), port: disk.nvme_port, file })
+    }
+
+    /// Exports nothing any more, as an appliance that is off.
+    pub(crate) fn withdraw_exports(&self) {
+        if let Some(Err(error)) = self.exporter.as_ref().map(Exporter::withdraw_all) {
+            tracing::warn!(%error, "simulated appliance cannot take back its exports");
+        }
+    }
+
+    /// Exports what it holds, as an appliance that comes up.
+    pub(crate) fn export_again(&self) {
+        if let Some(Err(error)) = self.exporter.as_ref().map(|exporter| exporter.export_all(&self.exports()))
+        {
+            tracing::warn!(%error, "simulated appliance cannot export what it holds");
+        }
+    }
+
+    /// Makes the real export of a disk follow its change from `before` to `after`, `None` being no disk.
+    fn follow(&self, before: Option<&SimulatedDisk>, after: Option<&SimulatedDisk>) -> Result<(), Words> {
+        let Some(exporter) = &self.exporter else { return Ok(()) };
+        let (before, after) = (before.filter(|disk| disk.exported), after.filter(|disk| disk.exported));
+        let moved = match (before, after) {
+            (Some(before), Some(after)) => before.nqn != after.nqn || before.nvme_port != after.nvme_port,
+            (None, _) | (_, None) => true,
+        };
+        let followed = || {
+            if let Some(before) = before.filter(|_| moved) {
+                exporter.withdraw(&before.nqn)?;
+            }
+            match after {
+                Some(after) if moved => exporter.export(&self.export_of(after).map_err(io::Error::other)?),
+                Some(after) => exporter.announce_size(&after.nqn),
+                None => Ok(()),
+            }
+        };
+        followed().map_err(|error: io::Error| {
+            tracing::warn!(%error, "simulated appliance cannot change an export");
+            format!("failure: {error}")
+        })
     }
 
     pub(crate) fn contents(&self) -> &Contents {
@@ -175,6 +234,10 @@ impl Appliance {
         change(&mut disk, arguments)?;
         disk.exported &= may_export;
         self.backing.resize(&name, size_bytes)?;
+        if let Err(words) = self.follow(None, Some(&disk)) {
+            self.backing.remove(&name)?;
+            return Err(words);
+        }
         self.contents.files.insert(name, size_bytes);
         let effect = Effect::DiskAdded { slot: disk.slot.clone(), exported: disk.exported };
         let id = self.new_id();
@@ -185,7 +248,8 @@ impl Appliance {
     /// `/disk set` on one disk.
     pub(crate) fn set_disk(&mut self, id: &str, arguments: &Arguments) -> Result<Effect, Words> {
         let id = number(id).ok_or("no such item")?;
-        let mut disk = self.contents.disks.get(&id).cloned().ok_or("no such item")?;
+        let before = self.contents.disks.get(&id).cloned().ok_or("no such item")?;
+        let mut disk = before.clone();
         change(&mut disk, arguments)?;
         if let Some(value) = arguments.get("file-size") {
             let name = file_name(&disk.file_path).to_owned();
@@ -195,6 +259,7 @@ impl Appliance {
             self.contents.files.insert(name, size_bytes);
             disk.size_bytes = size_bytes;
         }
+        self.follow(Some(&before), Some(&disk))?;
         let effect = Effect::DiskSet { slot: disk.slot.clone() };
         self.contents.disks.insert(id, disk);
         Ok(effect)
@@ -202,7 +267,9 @@ impl Appliance {
 
     /// `/disk remove` of one disk; its file stays.
     pub(crate) fn remove_disk(&mut self, id: &str) -> Result<Effect, Words> {
-        let disk = number(id).and_then(|id| self.contents.disks.remove(&id)).ok_or("no such item")?;
+        let id = number(id).ok_or("no such item")?;
+        self.follow(self.contents.disks.get(&id), None)?;
+        let disk = self.contents.disks.remove(&id).ok_or("no such item")?;
         Ok(Effect::DiskRemoved { slot: disk.slot })
     }
 

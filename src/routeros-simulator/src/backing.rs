@@ -39,7 +39,7 @@ impl Backing {
     }
 
     /// Where `name` lives; never outside the directory.
-    fn path(&self, name: &str) -> Result<Option<PathBuf>, String> {
+    pub(crate) fn path(&self, name: &str) -> Result<Option<PathBuf>, String> {
         let Some(directory) = &self.directory else { return Ok(None) };
         let name = Path::new(name);
         if !name.components().all(|part| matches!(part, Component::Normal(_))) {

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::exporter::NvmetTarget;
+
 /// A storage pool of the appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
@@ -100,6 +102,8 @@ pub struct SimulatorConfig {
     pub host_key_file: Option<PathBuf>,
     /// Where each disk's file is a real sparse file. `None`: sizes only.
     pub backing_directory: Option<PathBuf>,
+    /// What really exports that which it exports; it needs a backing directory. `None`: nothing does.
+    pub exporter: Option<NvmetTarget>,
     /// Where disks, files and scripts are kept, so that they outlive the process.
     pub state_file: Option<PathBuf>,
     /// The storage pools.
@@ -126,6 +130,7 @@ impl Default for SimulatorConfig {
             authorized_keys: Vec::new(),
             host_key_file: None,
             backing_directory: None,
+            exporter: None,
             state_file: None,
             pools: vec![Pool {
                 slot: "storage-pool".to_owned(),

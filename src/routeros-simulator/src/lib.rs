@@ -13,11 +13,13 @@
 //! - `server`: logins, commands, faults on their way
 //! - `script`: the interpreter
 //! - `appliance`, `backing`: what is stored
+//! - `exporter`: exports that are real
 //! - `print`: the human form
 
 mod appliance;
 mod backing;
 mod config;
+mod exporter;
 mod fault;
 mod keys;
 mod log;
@@ -37,12 +39,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use appliance::SimulatedDisk;
 pub use config::{ErrorStream, Latencies, Pool, PrintStyle, SimulatorConfig, Wrap};
+pub use exporter::NvmetTarget;
 pub use fault::{Fault, Scope};
 pub use keys::generate_client_key;
 pub use log::{Effect, LogEntry};
 
 use appliance::{Appliance, Contents};
 use backing::Backing;
+use exporter::Exporter;
 use fault::Faults;
 use script::ast::Menu;
 use server::{Machine, Shared};
@@ -62,6 +66,9 @@ pub enum StartError {
     /// The state file cannot be read.
     #[error("cannot read the state file: {0}")]
     State(#[source] io::Error),
+    /// What it exports cannot really be exported.
+    #[error("cannot export what it holds: {0}")]
+    Export(#[source] io::Error),
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {error}")]
     Listen {
@@ -106,8 +113,14 @@ impl Simulator {
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let stop = CancellationToken::new();
+        let mut appliance = Appliance::new(contents, config.pools.clone(), backing);
+        if let Some(target) = &config.exporter {
+            let exporter =
+                Exporter::start(target.clone(), &appliance.exports()).map_err(StartError::Export)?;
+            appliance.export_with(exporter);
+        }
         let machine = Machine {
-            appliance: Appliance::new(contents, config.pools.clone(), backing),
+            appliance,
             faults: Faults::default(),
             held: Vec::new(),
             log: Vec::new(),
@@ -203,16 +216,19 @@ impl Simulator {
         self.shared.deliver_held()
     }
 
-    /// Drops all connections, as a restart does; what is stored stays.
+    /// Drops all connections and makes all exports anew, as a restart does; what is stored stays.
     pub fn restart(&self) {
         let mut machine = self.shared.machine();
+        machine.appliance.withdraw_exports();
+        machine.appliance.export_again();
         let next = self.shared.stop.child_token();
         std::mem::replace(&mut machine.cut, next).cancel();
     }
 
-    /// Ends it: connections drop, the address is free again.
+    /// Ends it: connections drop, the address is free again, nothing is exported any more.
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
+        self.shared.machine().appliance.withdraw_exports();
     }
 }
 

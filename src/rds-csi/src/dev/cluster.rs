@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
+use super::elsewhere::ApplianceElsewhere;
 use super::files;
 use super::layout::{Fabric, Layout, SIMULATOR, Wishes};
 use super::process::Process;
@@ -37,6 +38,7 @@ pub struct ClusterBuilder {
     binary: Option<PathBuf>,
     log_filter: Option<String>,
     latencies: SimulatedLatencies,
+    appliance: Option<ApplianceElsewhere>,
 }
 
 impl ClusterBuilder {
@@ -52,7 +54,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// How many nodes, two by default: `node-a`, `node-b`, and so on.
+    /// How many nodes, two by default: `node-a`, `node-b`, and so on. None, if they all run elsewhere.
     pub fn nodes(mut self, count: u32) -> Self {
         self.wishes.nodes = Some(count);
         self
@@ -61,6 +63,12 @@ impl ClusterBuilder {
     /// How nodes connect to volumes.
     pub fn fabric(mut self, fabric: Fabric) -> Self {
         self.wishes.fabric = Some(fabric);
+        self
+    }
+
+    /// Starts no simulated appliance: the controllers use this one.
+    pub fn appliance_elsewhere(mut self, appliance: ApplianceElsewhere) -> Self {
+        self.appliance = Some(appliance);
         self
     }
 
@@ -109,8 +117,11 @@ impl ClusterBuilder {
             }
         };
         let layout = Layout::open_or_choose(&directory, &self.wishes)?;
-        files::write_all(&layout, self.latencies)?;
-        let processes = processes(&layout, &binary, self.log_filter.as_deref().unwrap_or("info"));
+        files::write_all(&layout, self.latencies, self.appliance)?;
+        let mut processes = processes(&layout, &binary, self.log_filter.as_deref().unwrap_or("info"));
+        if self.appliance.is_some() {
+            processes.retain(|process| process.name() != SIMULATOR);
+        }
         let mut cluster = Cluster { processes, layout, _temporary: temporary };
         cluster.start_all().await?;
         Ok(cluster)

@@ -7,6 +7,7 @@ use anyhow::Context;
 use routeros_simulator::generate_client_key;
 use serde::Serialize;
 
+use super::elsewhere::ApplianceElsewhere;
 use super::layout::{ControllerPlace, Fabric, Layout, NodePlace, SIMULATOR};
 use crate::certificates::{Authority, CertificateFiles, Owner};
 use crate::ctl::AccessFile;
@@ -87,8 +88,12 @@ pub(crate) fn operator_access(layout: &Layout) -> PathBuf {
 }
 
 /// Writes whatever is missing, and all settings anew.
-pub(crate) fn write_all(layout: &Layout, latencies: SimulatedLatencies) -> anyhow::Result<()> {
-    let writer = Writer::open(layout)?;
+pub(crate) fn write_all(
+    layout: &Layout,
+    latencies: SimulatedLatencies,
+    elsewhere: Option<ApplianceElsewhere>,
+) -> anyhow::Result<()> {
+    let writer = Writer::open(layout, elsewhere)?;
     writer.simulator(latencies)?;
     for place in &layout.controllers {
         writer.controller(place)?;
@@ -101,15 +106,17 @@ pub(crate) fn write_all(layout: &Layout, latencies: SimulatedLatencies) -> anyho
 
 struct Writer<'a> {
     layout: &'a Layout,
+    /// Where the appliance is, unless it is beside the controllers.
+    elsewhere: Option<ApplianceElsewhere>,
     authority: Authority,
     keys: PathBuf,
 }
 
 impl<'a> Writer<'a> {
-    fn open(layout: &'a Layout) -> anyhow::Result<Self> {
+    fn open(layout: &'a Layout, elsewhere: Option<ApplianceElsewhere>) -> anyhow::Result<Self> {
         let certificates = make_directory(&layout.directory().join("certificates"))?;
         let keys = make_directory(&layout.directory().join("ssh"))?;
-        Ok(Self { layout, authority: Authority::open_or_create(&certificates)?, keys })
+        Ok(Self { layout, elsewhere, authority: Authority::open_or_create(&certificates)?, keys })
     }
 
     fn simulator(&self, latencies: SimulatedLatencies) -> anyhow::Result<()> {
@@ -127,6 +134,7 @@ impl<'a> Writer<'a> {
             host_key_file: Some(self.keys.join("host")),
             state_file: Some(kept.join("state.json")),
             backing_directory,
+            exporter: None,
             pools: vec![SimulatedPool { name: POOL.to_owned(), size_bytes: POOL_BYTES }],
         };
         write_toml(&self.layout.config_path(SIMULATOR), &settings)
@@ -138,7 +146,9 @@ impl<'a> Writer<'a> {
             name: peer.name.clone(),
             address: peer.address().to_string(),
         };
-        let appliance = self.layout.simulator_address();
+        let beside = self.layout.simulator_address();
+        let appliance =
+            self.elsewhere.unwrap_or(ApplianceElsewhere { ssh: beside, nvme_address: beside.ip() });
         let file = ControllerFile {
             name: place.name.clone(),
             data_dir: make_directory(&self.layout.state_directory(&place.name))?,
@@ -147,13 +157,13 @@ impl<'a> Writer<'a> {
             metrics_address: place.metrics_address().to_string(),
             tls: self.tls(files),
             appliance: ApplianceSection {
-                address: appliance.ip().to_string(),
-                port: appliance.port(),
+                address: appliance.ssh.ip().to_string(),
+                port: appliance.ssh.port(),
                 private_key_file: self.keys.join("client"),
                 host_key_file: self.keys.join("host.pub"),
             },
             volumes: VolumesSection {
-                nvme_address: appliance.ip().to_string(),
+                nvme_address: appliance.nvme_address.to_string(),
                 volume_path: VOLUME_PATH.to_owned(),
             },
             peers: self.layout.controllers.iter().map(peer).collect(),
@@ -248,7 +258,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let wishes = Wishes { fabric: Some(fabric), ..Wishes::default() };
             let layout = Layout::open_or_choose(directory.path(), &wishes).unwrap();
-            write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
+            write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
             for place in &layout.controllers {
                 let config = ControllerConfig::parse(&read(&layout, &place.name)).unwrap();
                 assert_eq!(config.listen, place.address());
@@ -269,10 +279,10 @@ mod tests {
     fn keys_survive_a_second_start() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::open_or_choose(directory.path(), &Wishes::default()).unwrap();
-        write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
+        write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
         let keys = || ["ssh/client", "ssh/host"].map(|key| fs::read(directory.path().join(key)).unwrap());
         let before = keys();
-        write_all(&layout, SimulatedLatencies::AsMeasured).unwrap();
+        write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
         assert_eq!(keys(), before);
     }
 }

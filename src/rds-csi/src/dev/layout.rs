@@ -105,9 +105,9 @@ impl Wishes {
             mistakes.push(format!("--controllers {count}: use an odd number up to {MAX_CONTROLLERS}"));
         }
         if let Some(count) = self.nodes
-            && (count == 0 || count > MAX_NODES)
+            && count > MAX_NODES
         {
-            mistakes.push(format!("--nodes {count}: use 1 to {MAX_NODES}"));
+            mistakes.push(format!("--nodes {count}: use up to {MAX_NODES}"));
         }
         mistakes
     }

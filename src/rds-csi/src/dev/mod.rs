@@ -5,6 +5,7 @@
 
 mod clients;
 mod cluster;
+mod elsewhere;
 mod files;
 mod layout;
 mod overview;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use clients::Leader;
 pub use cluster::{Cluster, ClusterBuilder};
+pub use elsewhere::ApplianceElsewhere;
 pub use layout::Fabric;
 pub use scenario::Scenario;
 

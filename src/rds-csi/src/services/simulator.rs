@@ -1,9 +1,9 @@
 //! The simulated appliance's settings file.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use routeros_simulator::{Latencies, Pool, SimulatorConfig};
+use routeros_simulator::{Latencies, NvmetTarget, Pool, SimulatorConfig};
 use serde::{Deserialize, Serialize};
 
 /// How a simulated appliance is set up, as its TOML file gives it.
@@ -23,8 +23,22 @@ pub(crate) struct SimulatorSettings {
     pub(crate) state_file: Option<PathBuf>,
     /// Where each disk's file is a real sparse file; sizes only without it.
     pub(crate) backing_directory: Option<PathBuf>,
+    /// What really exports that which it exports; nothing does without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exporter: Option<SimulatedExporter>,
     /// Its storage pools.
     pub(crate) pools: Vec<SimulatedPool>,
+}
+
+/// What really exports that which a simulated appliance exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum SimulatedExporter {
+    /// Linux' own NVMe/TCP target, on this machine; root, and the modules nvmet and nvmet-tcp.
+    Nvmet {
+        /// The address that it listens on; the port is the disk's.
+        listen: IpAddr,
+    },
 }
 
 /// How long a simulated appliance's commands take.
@@ -59,6 +73,9 @@ impl SimulatorSettings {
         if settings.pools.is_empty() {
             mistakes.push("pools: without a pool no disk has room".to_owned());
         }
+        if settings.exporter.is_some() && settings.backing_directory.is_none() {
+            mistakes.push("exporter: without a backing_directory there is nothing to export".to_owned());
+        }
         if mistakes.is_empty() { Ok(settings) } else { Err(mistakes) }
     }
 
@@ -75,6 +92,9 @@ impl SimulatorSettings {
             authorized_keys: self.authorized_keys,
             host_key_file: self.host_key_file,
             backing_directory: self.backing_directory,
+            exporter: self.exporter.map(|exporter| match exporter {
+                SimulatedExporter::Nvmet { listen } => NvmetTarget::of_this_machine(listen),
+            }),
             state_file: self.state_file,
             pools: self.pools.into_iter().map(pool).collect(),
             latencies: match self.latencies {

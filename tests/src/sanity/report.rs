@@ -12,13 +12,13 @@ const PENDING: &[&str] =
 
 /// How a run ended.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     /// Specs that ran and passed.
-    pub(crate) passed: Vec<String>,
+    pub passed: Vec<String>,
     /// Specs that ran and did not, with what they said.
-    pub(crate) failed: Vec<String>,
+    pub failed: Vec<String>,
     /// Reasons of the skipped specs, and how many each skipped.
-    pub(crate) skipped: BTreeMap<String, usize>,
+    pub skipped: BTreeMap<String, usize>,
 }
 
 #[derive(Deserialize)]
@@ -46,7 +46,7 @@ struct Failure {
 
 impl Report {
     /// Reads the JSON report of a run.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let suites: Vec<Suite> = serde_json::from_str(text).context("cannot read csi-sanity's report")?;
         let mut report = Self { passed: Vec::new(), failed: Vec::new(), skipped: BTreeMap::new() };
         for spec in suites.into_iter().flat_map(|suite| suite.spec_reports) {
@@ -68,11 +68,19 @@ impl Report {
         ensure!(!report.passed.is_empty() || !report.failed.is_empty(), "csi-sanity ran no spec");
         Ok(report)
     }
+
+    /// Fails if a spec failed, or was skipped although the driver claims what it needs.
+    pub fn expect_good(&self, advertised: &BTreeSet<Capability>) -> Result<()> {
+        ensure!(self.failed.is_empty(), "failed:\n{}", self.failed.join("\n"));
+        let wrong = wrongly_skipped(&self.skipped, advertised);
+        ensure!(wrong.is_empty(), "skipped although no capability says so: {wrong:?}");
+        Ok(())
+    }
 }
 
 /// A capability by its number on the wire: csi-sanity knows some that our version of CSI does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Capability {
+pub enum Capability {
     /// `PluginCapability.Service.Type`.
     Plugin(i32),
     /// `ControllerServiceCapability.RPC.Type`.
@@ -102,37 +110,39 @@ const REASONS: &[(&str, Capability)] = &[
 ];
 
 /// Reasons that skipped specs although no capability says so.
-pub(crate) fn wrongly_skipped(
-    skipped: &BTreeMap<String, usize>,
-    advertised: &BTreeSet<Capability>,
-) -> Vec<String> {
+fn wrongly_skipped(skipped: &BTreeMap<String, usize>, advertised: &BTreeSet<Capability>) -> Vec<String> {
     let is_right = |reason: &str| {
         REASONS.iter().any(|(known, capability)| *known == reason && !advertised.contains(capability))
     };
     skipped.keys().filter(|reason| !is_right(reason)).cloned().collect()
 }
 
-#[test]
-fn a_report_is_read() {
-    let text = r#"[{"SpecReports": [
-        {"ContainerHierarchyTexts": null, "LeafNodeType": "BeforeSuite", "LeafNodeText": "", "State": "passed"},
-        {"ContainerHierarchyTexts": ["Node", "Stage"], "LeafNodeType": "It", "LeafNodeText": "works", "State": "passed"},
-        {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "breaks", "State": "panicked",
-         "Failure": {"Message": "boom"}},
-        {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "waits", "State": "pending"},
-        {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "x", "State": "skipped",
-         "Failure": {"Message": "Snapshot not supported"}}]}]"#;
-    let report = Report::parse(text).expect("a report");
-    assert_eq!(report.passed, ["Node Stage works"]);
-    assert_eq!(report.failed, ["Node breaks: panicked: boom", "Node waits: pending: "]);
-    assert_eq!(report.skipped.get("Snapshot not supported"), Some(&1));
-    assert!(Report::parse("[]").is_err(), "nothing ran");
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[test]
-fn a_skip_is_right_only_without_the_capability() {
-    let skipped = BTreeMap::from([("Snapshot not supported".to_owned(), 3), ("too tired".to_owned(), 1)]);
-    assert_eq!(wrongly_skipped(&skipped, &BTreeSet::new()), ["too tired"]);
-    let advertised = BTreeSet::from([Capability::Controller(5)]);
-    assert_eq!(wrongly_skipped(&skipped, &advertised), ["Snapshot not supported", "too tired"]);
+    #[test]
+    fn a_report_is_read() {
+        let text = r#"[{"SpecReports": [
+            {"ContainerHierarchyTexts": null, "LeafNodeType": "BeforeSuite", "LeafNodeText": "", "State": "passed"},
+            {"ContainerHierarchyTexts": ["Node", "Stage"], "LeafNodeType": "It", "LeafNodeText": "works", "State": "passed"},
+            {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "breaks", "State": "panicked",
+             "Failure": {"Message": "boom"}},
+            {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "waits", "State": "pending"},
+            {"ContainerHierarchyTexts": ["Node"], "LeafNodeType": "It", "LeafNodeText": "x", "State": "skipped",
+             "Failure": {"Message": "Snapshot not supported"}}]}]"#;
+        let report = Report::parse(text).expect("a report");
+        assert_eq!(report.passed, ["Node Stage works"]);
+        assert_eq!(report.failed, ["Node breaks: panicked: boom", "Node waits: pending: "]);
+        assert_eq!(report.skipped.get("Snapshot not supported"), Some(&1));
+        assert!(Report::parse("[]").is_err(), "nothing ran");
+    }
+
+    #[test]
+    fn a_skip_is_right_only_without_the_capability() {
+        let skipped = BTreeMap::from([("Snapshot not supported".to_owned(), 3), ("too tired".to_owned(), 1)]);
+        assert_eq!(wrongly_skipped(&skipped, &BTreeSet::new()), ["too tired"]);
+        let advertised = BTreeSet::from([Capability::Controller(5)]);
+        assert_eq!(wrongly_skipped(&skipped, &advertised), ["Snapshot not supported", "too tired"]);
+    }
 }

@@ -1,0 +1,136 @@
+//! The appliance or the network goes away under volumes that are used.
+
+use anyhow::{Context, Result, ensure};
+use tests::vm::{NODES, VmLab};
+
+use super::life_cycle::{expect_checksum, write_noise};
+use crate::volume::{Kind, Volume};
+
+/// What the process that writes records is called.
+const WRITER: &str = "writer";
+
+/// How many records a writer may write: as many as fit, and more than it has time for.
+const MOST_RECORDS: u64 = 12_000;
+
+/// How many records are acknowledged before an outage, and again after it.
+const RECORDS: u64 = 30;
+
+/// How long so many records may take, in milliseconds, an outage included.
+const PROGRESS_MS: u64 = 120_000;
+
+/// The target loses its power in the middle of writes on a file system and on a device, and comes back. Writers see
+/// no error, and every record that was acknowledged is there, for this node and for the other.
+pub(super) async fn target_restart(lab: &mut VmLab) -> Result<()> {
+    let class = [("reconnectDelay", "1")];
+    let mut volumes = Vec::new();
+    // Each kernel has one of them.
+    for (name, kind, node) in [("outage-ext4", Kind::Ext4, NODES[0]), ("outage-block", Kind::Block, NODES[1])]
+    {
+        let mut volume = Volume::create(lab, name, kind, &class).await?;
+        volume.bring(lab, node).await?;
+        let path = if kind == Kind::Ext4 { format!("{}/records", volume.target()) } else { volume.target() };
+        let most = MOST_RECORDS.to_string();
+        lab.guest(node)?.spawn(WRITER, &["/bin/vm-agent", "write", &path, &most]).await?;
+        volumes.push((volume, node, path));
+    }
+    for (_, node, _) in &volumes {
+        wait_for_records(lab, node, RECORDS).await?;
+    }
+    lab.target().machine.kill()?;
+    lab.start_target().await?;
+    let mut acknowledged = Vec::new();
+    for (_, node, _) in &volumes {
+        let so_far = records(lab, node).await?;
+        wait_for_records(lab, node, so_far + RECORDS).await?;
+        ensure!(
+            lab.guest(node)?.ended(WRITER).await?.is_none(),
+            "the writer on {node} ended: it saw an error"
+        );
+        lab.guest(node)?.kill(WRITER).await?;
+        acknowledged.push(records(lab, node).await?);
+    }
+    for ((volume, node, path), count) in volumes.iter_mut().zip(acknowledged) {
+        check(lab, node, path, count).await?;
+        volume.take(lab, node).await?;
+        let other = NODES.into_iter().find(|other| other != node).context("there is one node only")?;
+        volume.bring(lab, other).await?;
+        check(lab, other, path, count).await?;
+        volume.take(lab, other).await?;
+    }
+    for (volume, _, _) in volumes {
+        volume.delete(lab).await?;
+    }
+    Ok(())
+}
+
+/// How many records are acknowledged.
+async fn records(lab: &VmLab, node: &str) -> Result<u64> {
+    let log = lab.guest(node)?.log(WRITER).await?;
+    // The last line may be cut short, and the numbers begin at 0.
+    let last = log.lines().filter_map(|line| line.parse::<u64>().ok()).next_back();
+    Ok(last.map_or(0, |last| last + 1))
+}
+
+async fn wait_for_records(lab: &VmLab, node: &str, count: u64) -> Result<()> {
+    let guest = lab.guest(node)?;
+    guest
+        .eventually("records are acknowledged", PROGRESS_MS, async || {
+            let found = records(lab, node).await?;
+            ensure!(found >= count, "{found} of {count}");
+            Ok(())
+        })
+        .await
+}
+
+/// Fails unless the first `count` records are there, as the appliance has them.
+async fn check(lab: &VmLab, node: &str, path: &str, count: u64) -> Result<()> {
+    let guest = lab.guest(node)?;
+    guest.sh("echo 3 >/proc/sys/vm/drop_caches").await?;
+    guest.run(&["/bin/vm-agent", "check", path, &count.to_string()]).await.map(drop)
+}
+
+/// A connection is lost for good, and another volume gets its device's number. The first comes back with another
+/// one: what is mounted then is the new device with the old content, and the old mount is not used.
+pub(super) async fn another_device_number(lab: &mut VmLab) -> Result<()> {
+    let node = NODES[0];
+    let guest = lab.guest(node)?;
+    let class = [("reconnectDelay", "1"), ("ctrlLossTmo", "3"), ("keepAliveTmo", "1")];
+    let mut lost = Volume::create(lab, "lost", Kind::Ext4, &class).await?;
+    lost.bring(lab, node).await?;
+    let file = format!("{}/noise", lost.target());
+    let written = write_noise(lab, node, &file).await?;
+    let number_before = guest.run(&["stat", "-c", "%d", &lost.staging()]).await?;
+
+    guest.sh("ip link set eth1 down").await?;
+    let script = r#"! cat /sys/class/nvme/*/subsysnqn 2>/dev/null | grep -q -- "$0""#;
+    guest
+        .eventually("the NVMe controller is given up", PROGRESS_MS, async || {
+            guest.run(&["sh", "-euc", script, &lost.id]).await
+        })
+        .await?;
+    guest.sh("ip link set eth1 up").await?;
+
+    let mut other = Volume::create(lab, "other", Kind::Ext4, &class).await?;
+    other.bring(lab, node).await?;
+    let other_file = format!("{}/noise", other.target());
+    let other_written = write_noise(lab, node, &other_file).await?;
+
+    // The pod that used it ends, the next one comes; kubelet had no reason to unstage.
+    lost.unpublish(lab, node).await?;
+    lost.stage(lab, node).await?;
+    lost.publish(lab, node).await?;
+    expect_checksum(lab, node, &file, &written).await?;
+    let number = guest.run(&["stat", "-c", "%d", &lost.staging()]).await?;
+    ensure!(number != number_before, "the old mount, {number_before}, is used");
+    let mounted = guest.run(&["findmnt", "--noheadings", "--output", "SOURCE", &lost.staging()]).await?;
+    let device = format!("/dev/{}", lost.device(lab, node).await?);
+    ensure!(mounted == device, "{mounted} is mounted, the volume is {device}");
+    let rewritten = write_noise(lab, node, &file).await?;
+    expect_checksum(lab, node, &file, &rewritten).await?;
+    expect_checksum(lab, node, &other_file, &other_written).await?;
+    for mut volume in [lost, other] {
+        volume.take(lab, node).await?;
+        volume.delete(lab).await?;
+    }
+    Ok(())
+}
