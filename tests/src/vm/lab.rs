@@ -285,6 +285,11 @@ impl VmLab {
         self.guest(name)?.ended(NODE_PLUGIN).await
     }
 
+    /// The end of what a node's plugin has logged.
+    pub async fn node_log(&self, name: &str) -> Result<String> {
+        self.guest(name)?.log(NODE_PLUGIN).await
+    }
+
     /// Pulls a node's plug, boots it again, and starts its plugin.
     pub async fn reboot_node(&mut self, name: &str) -> Result<()> {
         let vm = self.vm(name)?;

@@ -3,6 +3,7 @@
 mod export;
 mod grow;
 mod kills;
+mod leftovers;
 mod life_cycle;
 mod outage;
 mod refusals;
@@ -19,10 +20,13 @@ pub(crate) enum Case {
     BlockLifeCycle,
     RwxBlockOnTwoNodes,
     UnstageRefusedWhileHeld,
+    HeldWithoutAFile,
     GrowOnline,
     DamagedSuperblockIsNotReformatted,
     TargetRestartWithIoInFlight,
     ReconnectWithAnotherDeviceNumber,
+    StaleMountThatIsUsed,
+    DetachedWithoutUnstage,
     NodePluginKilledBetweenSteps,
     NodeRebooted,
     CsiSanityMount,
@@ -31,16 +35,19 @@ pub(crate) enum Case {
 
 impl Case {
     /// All of them, in the order in which they run.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::ExportIsReal,
         Self::FilesystemLifeCycle,
         Self::BlockLifeCycle,
         Self::RwxBlockOnTwoNodes,
         Self::UnstageRefusedWhileHeld,
+        Self::HeldWithoutAFile,
         Self::GrowOnline,
         Self::DamagedSuperblockIsNotReformatted,
         Self::TargetRestartWithIoInFlight,
         Self::ReconnectWithAnotherDeviceNumber,
+        Self::StaleMountThatIsUsed,
+        Self::DetachedWithoutUnstage,
         Self::NodePluginKilledBetweenSteps,
         Self::NodeRebooted,
         Self::CsiSanityMount,
@@ -55,10 +62,13 @@ impl Case {
             Self::BlockLifeCycle => "block_life_cycle",
             Self::RwxBlockOnTwoNodes => "rwx_block_on_two_nodes",
             Self::UnstageRefusedWhileHeld => "unstage_refused_while_held",
+            Self::HeldWithoutAFile => "held_without_a_file",
             Self::GrowOnline => "grow_online",
             Self::DamagedSuperblockIsNotReformatted => "damaged_superblock_is_not_reformatted",
             Self::TargetRestartWithIoInFlight => "target_restart_with_io_in_flight",
             Self::ReconnectWithAnotherDeviceNumber => "reconnect_with_another_device_number",
+            Self::StaleMountThatIsUsed => "stale_mount_that_is_used",
+            Self::DetachedWithoutUnstage => "detached_without_unstage",
             Self::NodePluginKilledBetweenSteps => "node_plugin_killed_between_steps",
             Self::NodeRebooted => "node_rebooted",
             Self::CsiSanityMount => "csi_sanity_mount",
@@ -79,10 +89,13 @@ impl Case {
             Self::BlockLifeCycle => life_cycle::block(lab).await,
             Self::RwxBlockOnTwoNodes => life_cycle::shared_block(lab).await,
             Self::UnstageRefusedWhileHeld => refusals::held(lab).await,
+            Self::HeldWithoutAFile => refusals::held_without_a_file(lab).await,
             Self::GrowOnline => grow::online(lab).await,
             Self::DamagedSuperblockIsNotReformatted => refusals::damaged_superblock(lab).await,
             Self::TargetRestartWithIoInFlight => outage::target_restart(lab).await,
             Self::ReconnectWithAnotherDeviceNumber => outage::another_device_number(lab).await,
+            Self::StaleMountThatIsUsed => leftovers::stale_mount_that_is_used(lab).await,
+            Self::DetachedWithoutUnstage => leftovers::detached_without_unstage(lab).await,
             Self::NodePluginKilledBetweenSteps => kills::between_steps(lab).await,
             Self::NodeRebooted => kills::reboot(lab).await,
             Self::CsiSanityMount => sanity::run(lab, "mount").await,

@@ -89,28 +89,37 @@ async fn check(lab: &VmLab, node: &str, path: &str, count: u64) -> Result<()> {
     guest.run(&["/bin/vm-agent", "check", path, &count.to_string()]).await.map(drop)
 }
 
+/// A class whose connections are given up within seconds of a loss.
+pub(super) const SOON_GIVEN_UP: [(&str, &str); 3] =
+    [("reconnectDelay", "1"), ("ctrlLossTmo", "3"), ("keepAliveTmo", "1")];
+
+/// Cuts the node's path until the kernel has given the volume's connection up, and mends the path.
+pub(super) async fn lose_for_good(lab: &VmLab, node: &str, volume: &Volume) -> Result<()> {
+    let guest = lab.guest(node)?;
+    guest.sh("ip link set eth1 down").await?;
+    let script = r#"! cat /sys/class/nvme/*/subsysnqn 2>/dev/null | grep -q -- "$0""#;
+    guest
+        .eventually("the NVMe controller is given up", PROGRESS_MS, async || {
+            guest.run(&["sh", "-euc", script, &volume.id]).await
+        })
+        .await?;
+    guest.sh("ip link set eth1 up").await.map(drop)
+}
+
 /// A connection is lost for good, and another volume gets its device's number. The first comes back with another
 /// one: what is mounted then is the new device with the old content, and the old mount is not used.
 pub(super) async fn another_device_number(lab: &mut VmLab) -> Result<()> {
     let node = NODES[0];
     let guest = lab.guest(node)?;
-    let class = [("reconnectDelay", "1"), ("ctrlLossTmo", "3"), ("keepAliveTmo", "1")];
-    let mut lost = Volume::create(lab, "lost", Kind::Ext4, &class).await?;
+    let mut lost = Volume::create(lab, "lost", Kind::Ext4, &SOON_GIVEN_UP).await?;
     lost.bring(lab, node).await?;
     let file = format!("{}/noise", lost.target());
     let written = write_noise(lab, node, &file).await?;
     let number_before = guest.run(&["stat", "-c", "%d", &lost.staging()]).await?;
 
-    guest.sh("ip link set eth1 down").await?;
-    let script = r#"! cat /sys/class/nvme/*/subsysnqn 2>/dev/null | grep -q -- "$0""#;
-    guest
-        .eventually("the NVMe controller is given up", PROGRESS_MS, async || {
-            guest.run(&["sh", "-euc", script, &lost.id]).await
-        })
-        .await?;
-    guest.sh("ip link set eth1 up").await?;
+    lose_for_good(lab, node, &lost).await?;
 
-    let mut other = Volume::create(lab, "other", Kind::Ext4, &class).await?;
+    let mut other = Volume::create(lab, "other", Kind::Ext4, &SOON_GIVEN_UP).await?;
     other.bring(lab, node).await?;
     let other_file = format!("{}/noise", other.target());
     let other_written = write_noise(lab, node, &other_file).await?;

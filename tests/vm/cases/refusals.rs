@@ -93,3 +93,38 @@ pub(super) async fn backing_file(lab: &mut VmLab, volume: &Volume) -> Result<Str
     let script = r#"cat /sys/kernel/config/nvmet/subsystems/*"$0"/namespaces/1/device_path"#;
     lab.target().guest.run(&["sh", "-euc", script, &volume.id]).await
 }
+
+/// What holds a device without an open file is found as well, and keeps it: a loop device over it, swap on it, a
+/// mount that only another mount namespace has.
+pub(super) async fn held_without_a_file(lab: &mut VmLab) -> Result<()> {
+    let node = NODES[0];
+    let guest = lab.guest(node)?;
+    let mut volume = Volume::create(lab, "held-otherwise", Kind::Block, &[]).await?;
+    volume.attach(lab, node).await?;
+    volume.stage(lab, node).await?;
+    let device = format!("/dev/{}", volume.device(lab, node).await?);
+    for (hold, named, release) in [
+        ("losetup /dev/loop7 \"$0\"", "/dev/loop7", "losetup -d /dev/loop7"),
+        ("mkswap \"$0\" && swapon \"$0\"", "swap on", "swapoff \"$0\""),
+    ] {
+        guest.run(&["sh", "-euc", hold, &device]).await?;
+        expect_refused(volume.try_unstage(lab, node).await?, &[named])?;
+        volume.device(lab, node).await?;
+        guest.run(&["sh", "-euc", release, &device]).await?;
+    }
+    guest.run(&["mkfs.ext4", "-q", "-F", &device]).await?;
+    let mount = "mkdir -p /elsewhere; mount -t ext4 \"$0\" /elsewhere; exec sleep 10000";
+    guest.spawn(HOLDER, &["unshare", "--mount", "sh", "-euc", mount, &device]).await?;
+    guest.eventually("it is mounted", 10_000, async || guest.run(&["pidof", "sleep"]).await).await?;
+    ensure!(
+        !guest.run(&["cat", "/proc/self/mountinfo"]).await?.contains("/elsewhere"),
+        "it is mounted here too"
+    );
+    expect_refused(volume.try_unstage(lab, node).await?, &["mounted at /elsewhere"])?;
+    volume.device(lab, node).await?;
+    guest.kill(HOLDER).await?;
+    volume.unstage(lab, node).await?;
+    volume.expect_gone(lab, node).await?;
+    volume.detach(lab, node).await?;
+    volume.delete(lab).await
+}
