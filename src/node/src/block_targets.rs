@@ -68,11 +68,6 @@ impl NodeVolumes {
         }
     }
 
-    /// Whether the volume staged there has been published as a block device, wherever and as whichever device.
-    pub(crate) async fn has_been_published_as_block(&self, staging: &Path) -> Result<bool, MountError> {
-        Ok(!self.links(staging).await?.is_empty())
-    }
-
     /// The links. There are none while a file system is mounted: what is there then belongs to its user.
     pub(crate) async fn links(&self, staging: &Path) -> Result<Vec<PathBuf>, MountError> {
         if self.mount_at(staging).await?.is_some() {

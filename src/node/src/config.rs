@@ -247,7 +247,7 @@ impl NodeConfig {
         }
         let text = fs::read_to_string(MEMORY_FILE).map_err(|error| format!("{MEMORY_FILE}: {error}"))?;
         let unknown = || format!("{MEMORY_FILE} does not say how much memory there is; set max_volumes");
-        Ok(volume_limit(memory_bytes(&text).ok_or_else(unknown)?, default_io_queues()))
+        Ok(volume_limit(memory_bytes(&text).ok_or_else(unknown)?, DEFAULT_NR_IO_QUEUES))
     }
 
     fn boot(&self) -> Result<BootId, String> {
@@ -269,12 +269,6 @@ impl NodeConfig {
             machine => host_nqn(machine, node).map_err(|error| error.to_string()),
         }
     }
-}
-
-/// How many I/O queues a volume has by default: one for each CPU, up to a bound.
-fn default_io_queues() -> u32 {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u32::try_from(cpus).unwrap_or(u32::MAX).min(DEFAULT_NR_IO_QUEUES)
 }
 
 /// The configuration as checked types.

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 use crate::fabric::FabricError;
 use crate::gateway::GatewayError;
 use crate::mounts::MountError;
+use crate::tool::ToolError;
 
 /// Why not. The texts are for people: they say what is so and what to do next.
 #[derive(Debug, Error)]
@@ -45,8 +46,8 @@ pub(crate) enum NodeError {
     /// The appliance's new size has not arrived.
     #[error("volume {volume} has {size_bytes} bytes on this node, {required_bytes} are wanted; try again")]
     NotGrownYet { volume: VolumeId, size_bytes: u64, required_bytes: u64 },
-    /// Staging failed, and the volume could not be disconnected again, or the controllers do not know it.
-    #[error("{failure}; and it may still be connected here: {undo}; try again")]
+    /// Staging or publishing failed, and what it left could not be taken away, or the controllers do not know it.
+    #[error("{failure}; and what is left of it could not be taken away: {undo}; try again")]
     NotUndone { failure: Box<NodeError>, undo: Box<NodeError> },
     /// The controllers did not say.
     #[error(transparent)]
@@ -83,13 +84,25 @@ impl NodeError {
                 | FabricError::HoldersUnseen { .. }
                 | FabricError::Refused { .. },
             ) => Code::FailedPrecondition,
-            Self::Fabric(FabricError::Unseen(_) | FabricError::Tool(_)) => Code::Internal,
+            Self::Fabric(FabricError::Tool(ToolError::OutOfTime { .. } | ToolError::StillRuns { .. })) => {
+                Code::Unavailable
+            }
+            Self::Fabric(
+                FabricError::Unseen(_)
+                | FabricError::Tool(ToolError::Start { .. } | ToolError::Failed { .. }),
+            ) => Code::Internal,
             // Tried again, neither changes by itself, or not soon.
             Self::Mount(
                 MountError::Foreign { .. } | MountError::Damaged { .. } | MountError::Held { .. },
             ) => Code::FailedPrecondition,
-            Self::Mount(MountError::OutOfTime { .. }) => Code::Unavailable,
-            Self::Mount(MountError::Tool(_) | MountError::Io { .. }) => Code::Internal,
+            // How far it came is not known.
+            Self::Mount(
+                MountError::OutOfTime { .. }
+                | MountError::Tool(ToolError::OutOfTime { .. } | ToolError::StillRuns { .. }),
+            ) => Code::Unavailable,
+            Self::Mount(
+                MountError::Tool(ToolError::Start { .. } | ToolError::Failed { .. }) | MountError::Io { .. },
+            ) => Code::Internal,
         }
     }
 }

@@ -8,13 +8,14 @@ use std::io;
 use std::path::Path;
 
 use csi::parse::{Access, MountFlag, NodePublish, NodeStage, NodeUnpublish};
-use state_machine::{AccessMode, AccessType, VolumeId};
+use state_machine::{AccessMode, AccessType};
 use tokio::fs;
 use tokio::time::Instant;
 
 use crate::fabric::{Device, Observed};
 use crate::mounts::{BindOptions, MountEntry, MountError};
 use crate::outcome::NodeError;
+use crate::stage::differs;
 use crate::volumes::{NodeVolumes, resolve};
 
 /// Where the system keeps its own device nodes: never to be removed.
@@ -30,25 +31,25 @@ impl NodeVolumes {
         let staging = resolve(&request.staging_path).await?;
         let target = resolve(&request.target_path).await?;
         let restage = self.stage(stage_of(&request), until);
-        let device = self.device_of_staged(&request.volume, &staging, restage).await?;
+        let is_file_system = matches!(request.access_type(), AccessType::Mount { .. });
+        let device = self.device_of_staged(&request.volume, &staging, is_file_system, restage).await?;
         let staged = self.mount_at(&staging).await?.filter(|entry| entry.device == device.id);
         match request.access_type() {
             AccessType::Block => {
                 if let Some(staged) = staged {
                     let existing = format!("as {}", staged.fs_type);
-                    return Err(differs(&device.volume, &staging, existing, "a block device"));
+                    return Err(differs(&device.volume, &staging, &existing, "a block device"));
                 }
                 self.publish_block(&request, &device, &staging, &target).await
             }
             AccessType::Mount { fs_type } => {
                 let Some(staged) = staged else {
-                    let reason =
-                        format!("no file system of it is staged at {}; stage it first", staging.display());
+                    let reason = format!("its file system at {} has just gone; try again", staging.display());
                     return Err(NodeError::NotNow { volume: device.volume, reason });
                 };
                 if staged.fs_type != fs_type.as_str() {
                     let existing = format!("as {}", staged.fs_type);
-                    return Err(differs(&device.volume, &staging, existing, fs_type.as_str()));
+                    return Err(differs(&device.volume, &staging, &existing, fs_type.as_str()));
                 }
                 self.publish_file_system(&request, &device, &staged, &target).await
             }
@@ -69,13 +70,16 @@ impl NodeVolumes {
                 return Err(NodeError::NotNow { volume: device.volume.clone(), reason });
             }
             Some(entry) if entry.read_only && !options.read_only => {
-                return Err(differs(&device.volume, target, "read-only".to_owned(), "writable"));
+                return Err(differs(&device.volume, target, "read-only", "writable"));
             }
             Some(entry) if entry.read_only == options.read_only && entry.has_flags(&options.flags) => {
                 return Ok(());
             }
             // A bind mount gets its options in a second step: this is one that was interrupted between them.
-            Some(_) => return Ok(self.counted("bind", self.mounts.rebind(target, &options)).await?),
+            Some(_) => {
+                let rebound = self.counted("bind", self.mounts.rebind(target, &options)).await;
+                return self.or_undone(device, target, rebound).await;
+            }
             None => {}
         }
         let table = self.mounts.table().await?;
@@ -86,7 +90,30 @@ impl NodeVolumes {
             .map(|entry| entry.path.as_path());
         refuse_second_target(request, other)?;
         make_target_directory(target).await?;
-        Ok(self.counted("bind", self.mounts.bind(&staged.path, target, &options)).await?)
+        let bound = self.counted("bind", self.mounts.bind(&staged.path, target, &options)).await;
+        self.or_undone(device, target, bound).await
+    }
+
+    /// Takes away what a bind mount that failed may have left: kubelet takes most codes for "not published", and would
+    /// never unpublish it. Where that fails too, the code has kubelet come back.
+    async fn or_undone(
+        &self,
+        device: &Device,
+        target: &Path,
+        bound: Result<(), MountError>,
+    ) -> Result<(), NodeError> {
+        let Err(failure) = bound else { return Ok(()) };
+        let undo = async {
+            self.unmount(&device.volume, target, Some(device)).await?;
+            fs::remove_dir(target).await.map_err(MountError::io("remove", target))?;
+            Ok::<_, NodeError>(())
+        };
+        match undo.await {
+            Ok(()) => Err(failure.into()),
+            Err(undo) => {
+                Err(NodeError::NotUndone { failure: Box::new(failure.into()), undo: Box::new(undo) })
+            }
+        }
     }
 
     async fn publish_block(
@@ -97,6 +124,8 @@ impl NodeVolumes {
         target: &Path,
     ) -> Result<(), NodeError> {
         let read_only = is_read_only(request);
+        // Were the connection lost now, another volume could have the number of the device before the pod has it.
+        let _until_it_is_published = self.mounts.hold(device).await?;
         match self.mounts.block_target(target).await? {
             Some(existing) if existing.device == device.id && existing.read_only == read_only => {
                 return Ok(());
@@ -104,7 +133,7 @@ impl NodeVolumes {
             Some(existing) if existing.device == device.id => {
                 let (existing, wanted) =
                     if read_only { ("writable", "read-only") } else { ("read-only", "writable") };
-                return Err(differs(&device.volume, target, existing.to_owned(), wanted));
+                return Err(differs(&device.volume, target, existing, wanted));
             }
             Some(existing) if self.is_left_over(&existing.device, device).await? => {
                 let (volume, number) = (&device.volume, &existing.device);
@@ -233,14 +262,5 @@ fn refuse_second_target(request: &NodePublish, other: Option<&Path>) -> Result<(
             let reason = format!("{mode} allows one target path, and it is published at {other}");
             Err(NodeError::NotNow { volume: request.volume.clone(), reason })
         }
-    }
-}
-
-fn differs(volume: &VolumeId, path: &Path, existing: String, wanted: &str) -> NodeError {
-    NodeError::Differs {
-        volume: volume.clone(),
-        path: path.to_path_buf(),
-        existing,
-        wanted: wanted.to_owned(),
     }
 }

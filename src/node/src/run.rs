@@ -102,11 +102,15 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let ending = stop.child_token();
     let observable = Observable { metrics, fabric, gateway: gateway.clone() };
     let (registering, serving) = (ending.clone(), ending.clone());
-    let register = tokio::spawn(async move { gateway.keep_registered(registering).await });
+    let register = tokio::spawn(async move {
+        let _end_the_others = registering.clone().drop_guard();
+        gateway.keep_registered(registering).await;
+    });
     let reconciling = ending.clone();
     let tells_nodes_apart = tells_nodes_apart(&settings.fabric);
     let reconcile = tokio::spawn(async move {
         if tells_nodes_apart {
+            let _end_the_others = reconciling.clone().drop_guard();
             reconciler.run(reconciling).await;
         }
     });
@@ -177,7 +181,8 @@ async fn fabric_and_mounts(settings: &Settings) -> Result<(Arc<dyn Fabric>, Arc<
             Ok((Arc::new(fabric), Arc::new(KernelMounts::default())))
         }
         FabricSettings::Nvme(nvme) => {
-            Ok((Arc::new(NvmeFabric::new(nvme.clone())), Arc::new(KernelMounts::default())))
+            let mounts = KernelMounts::new(nvme.roots.clone());
+            Ok((Arc::new(NvmeFabric::new(nvme.clone())), Arc::new(mounts)))
         }
     }
 }

@@ -101,7 +101,8 @@ impl Node for NodeService {
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
         let report = self.volumes.stats(NodeStats::parse(request.get_ref())?).await?;
         let usage = match report.usage {
-            None => Vec::new(),
+            // kubelet looks at the condition only if there is some usage.
+            None => vec![v1::VolumeUsage { unit: Unit::Bytes.into(), ..Default::default() }],
             Some(VolumeUsage::FileSystem(usage)) => {
                 vec![filled(usage.bytes, Unit::Bytes), filled(usage.inodes, Unit::Inodes)]
             }

@@ -39,7 +39,7 @@ impl NodeVolumes {
         self.steps.take(Step::Permitted, volume, asked).await?;
         let connect = connect_of(request);
         let device = match seen {
-            // Nothing is made anew: the fabric looks whether it is connected to where it should be.
+            // The fabric looks whether it is connected to where it should be, and lives.
             Observed::Known(_) => self.fabric.connect(&connect).await?,
             Observed::Absent | Observed::WithoutDevice(_) => {
                 self.steps.take(Step::Connected, volume, self.connect(&connect, generation)).await?
@@ -51,7 +51,9 @@ impl NodeVolumes {
                 Some(entry) if entry.device == device.id => {
                     Err(differs(volume, &staging, &describe(&entry), "a block device"))
                 }
-                Some(_) | None => Ok(()),
+                // It would hide where the volume is published.
+                Some(entry) => Err(other_device(volume, &entry)),
+                None => Ok(()),
             },
             AccessType::Mount { fs_type } => {
                 if let Some(target) = self.block_targets(&staging, &device).await?.live.first() {
@@ -61,11 +63,7 @@ impl NodeVolumes {
                 let options = options_of(request, fs_type);
                 match mounted {
                     Some(entry) if entry.device == device.id => same_mount(volume, &entry, &options),
-                    Some(entry) => {
-                        let reason =
-                            format!("{} has another device, {}, mounted", staging.display(), entry.device);
-                        Err(NodeError::NotNow { volume: volume.clone(), reason })
-                    }
+                    Some(entry) => Err(other_device(volume, &entry)),
                     None => self.mount_file_system(request, &device, &staging, &options).await,
                 }
             }
@@ -81,6 +79,8 @@ impl NodeVolumes {
     ) -> Result<(), NodeError> {
         let (volume, wanted) = (&device.volume, options.fs_type);
         let refuse = |reason: String| Err(NodeError::NotNow { volume: volume.clone(), reason });
+        // Were the connection lost now, another volume could have the path of the device before it is formatted.
+        let _until_it_is_mounted = self.mounts.hold(device).await?;
         match self.steps.take(Step::Probed, volume, self.mounts.content(device)).await? {
             Content::FileSystem(found) if found == wanted => {}
             Content::FileSystem(found) => {
@@ -228,7 +228,13 @@ fn describe(entry: &MountEntry) -> String {
     format!("as {} with [{}]", entry.fs_type, entry.options.join(","))
 }
 
-fn differs(volume: &VolumeId, path: &Path, existing: &str, wanted: &str) -> NodeError {
+fn other_device(volume: &VolumeId, entry: &MountEntry) -> NodeError {
+    let reason = format!("{} has another device, {}, mounted", entry.path.display(), entry.device);
+    NodeError::NotNow { volume: volume.clone(), reason }
+}
+
+/// The path has the volume, in another way than asked for.
+pub(crate) fn differs(volume: &VolumeId, path: &Path, existing: &str, wanted: &str) -> NodeError {
     NodeError::Differs {
         volume: volume.clone(),
         path: path.to_path_buf(),

@@ -125,34 +125,29 @@ impl NodeVolumes {
         })
     }
 
-    /// The volume's device. What was staged here and has lost its device since is staged anew by `restage`: kubelet
-    /// believes that it is staged, and would only publish it, in vain, for as long as any pod wants it.
+    /// The volume's device. What is not staged here, or not any more, is staged by `restage`: kubelet publishes only
+    /// what it takes for staged, and would do so in vain for as long as any pod wants it. An earlier restaging that
+    /// was cut short is resumed by that as well.
     pub(crate) async fn device_of_staged(
         &self,
         volume: &VolumeId,
         staging: &Path,
+        is_file_system: bool,
         restage: impl Future<Output = Result<(), NodeError>>,
     ) -> Result<Device, NodeError> {
-        let mounted = self.mount_at(staging).await?;
-        let lost = match (self.fabric.find(volume).await?, mounted) {
-            (Observed::Known(device), Some(entry)) => self.lost(&entry, &device).await?,
-            (Observed::Known(_), None) => None,
-            (Observed::Absent | Observed::WithoutDevice(_), Some(entry)) => {
-                match self.standing(&entry, None).await? {
-                    Standing::Stale(why) => Some(why),
-                    Standing::Ours | Standing::Others => None,
-                }
-            }
-            (Observed::Absent | Observed::WithoutDevice(_), None) => {
-                let published = self.has_been_published_as_block(staging).await?;
-                published.then(|| "it was published as a block device and is not connected".to_owned())
-            }
+        let why = match self.fabric.find(volume).await? {
+            Observed::Absent => Some("it is not connected".to_owned()),
+            Observed::WithoutDevice(state) => Some(format!("its connection is {state} and has no device")),
+            Observed::Known(device) => match self.mount_at(staging).await? {
+                Some(entry) => self.lost(&entry, &device).await?,
+                None => is_file_system.then(|| "it is not mounted".to_owned()),
+            },
         };
-        if let Some(why) = lost {
-            tracing::warn!(%volume, node = %self.identity.node, why, "staged anew, as its device was lost");
+        if let Some(why) = why {
+            tracing::warn!(%volume, node = %self.identity.node, why, "published, but not staged: staged first");
             restage.await?;
         }
-        self.device(volume, "it is not staged on this node; stage it first").await
+        self.device(volume, "its connection has just been lost; try again").await
     }
 
     /// Whether a block target of `device`'s volume with this other number is a leftover: of a device that is gone, or

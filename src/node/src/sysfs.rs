@@ -10,7 +10,7 @@ use rustix::io::Errno;
 pub(crate) type Number = (u32, u32);
 
 /// The major number of file systems without a block device, such as tmpfs: never gone.
-const UNNAMED_MAJOR: u32 = 0;
+pub(crate) const UNNAMED_MAJOR: u32 = 0;
 
 /// Whether there is a block device of this number.
 pub(crate) fn has_device(sysfs: &Path, number: Number) -> io::Result<bool> {

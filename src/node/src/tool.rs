@@ -2,8 +2,8 @@
 //!
 //! Life cycle: one call, one process. When its time is up it is killed, and the call ends only when it is known to be
 //! dead, or says that it is not: what waits for a device inside the kernel cannot be killed. If the caller goes, it
-//! is killed without that. Arguments are passed as they are, never through a shell, and come from checked types. The environment is fixed, so that messages are
-//! in one language and the tool is found where the system keeps it.
+//! is killed without that. Arguments are passed as they are, never through a shell, and come from checked types. The
+//! environment is fixed, so that messages are in one language and the tool is found where the system keeps it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,6 +19,8 @@ use tokio::time::timeout;
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How much of a tool's complaint goes into an error, in bytes.
 const MAX_COMPLAINT_BYTES: usize = 512;
+/// How much of what a tool prints is kept, in bytes.
+const MAX_OUTPUT_BYTES: u64 = 64 << 10;
 /// How long a killed tool may take to end before it is given up, in ms.
 const KILL_LIMIT_MS: u64 = 10_000;
 
@@ -117,7 +119,9 @@ async fn output_of(child: &mut Child) -> io::Result<ToolOutput> {
 async fn text_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
     let mut bytes = Vec::new();
     if let Some(mut pipe) = pipe {
-        pipe.read_to_end(&mut bytes).await?;
+        (&mut pipe).take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes).await?;
+        // What comes after that is not kept; without a reader the tool would stop.
+        tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -127,6 +131,8 @@ async fn stop(tool: &'static str, mut child: Child, limit: Duration) -> ToolErro
     let (pid, limit_ms) = (child.id().unwrap_or_default(), limit.as_millis());
     match timeout(Duration::from_millis(KILL_LIMIT_MS), child.kill()).await {
         Ok(Ok(())) => ToolError::OutOfTime { tool, limit_ms },
+        // It ended by itself, and a process of its own keeps its output open.
+        Ok(Err(_)) if matches!(child.try_wait(), Ok(Some(_))) => ToolError::OutOfTime { tool, limit_ms },
         Ok(Err(_)) | Err(_) => ToolError::StillRuns { tool, pid, limit_ms },
     }
 }

@@ -7,13 +7,12 @@
 //! | After a failure other than "no answer" | The node | The code |
 //! |---|---|---|
 //! | published, or mounted besides staging | leaves it to its users: they keep it connected | the failure's |
-//! | staged in another way ([`NodeError::Differs`]) | leaves the earlier stage as it is | the failure's |
 //! | connected, and the ledger does not know it | leaves it alone: it is not ours | the failure's |
 //! | nobody uses it | unmounts staging, disconnects, reports | the failure's |
 //! | held all the same, unknown, or not reported | keeps what it could not end | UNAVAILABLE, with both reasons |
 //!
-//! In the first two rows kubelet has staged it before and unstages it by that. Content that was refused, a permission
-//! that was refused and a connection that could not be made are all alike. Where the controllers gave no answer, the
+//! In the first row kubelet has staged it before and unstages it by that. Content that was refused, a permission
+//! that was refused, a stage in another way that nobody uses ([`NodeError::Differs`]) and a connection that could not be made are all alike. Where the controllers gave no answer, the
 //! code is UNAVAILABLE already and there is nobody to tell: kubelet comes back, to stage or to unstage.
 
 use std::time::Duration;
@@ -49,12 +48,11 @@ impl NodeVolumes {
     ) -> NodeError {
         if matches!(
             failure,
-            NodeError::Differs { .. }
-                | NodeError::Gateway(
-                    GatewayError::NoAnswer { .. }
-                        | GatewayError::LookAgain { .. }
-                        | GatewayError::OtherBoot { .. }
-                )
+            NodeError::Gateway(
+                GatewayError::NoAnswer { .. }
+                    | GatewayError::LookAgain { .. }
+                    | GatewayError::OtherBoot { .. }
+            )
         ) {
             return failure;
         }

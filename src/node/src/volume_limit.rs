@@ -3,14 +3,14 @@
 //! A connected volume is an NVMe controller with one admin queue and its I/O queues, and each queue is a TCP socket
 //! with its buffers and the memory of the commands that may be in flight on it. That memory is the kernel's, is never
 //! swapped, and what cannot be had makes I/O of the volumes that are there slow. So the limit is how many volumes'
-//! queues fit into a share of the node's memory:
+//! queues fit into a share of the node's memory. A volume counts with the queues that it has by default, also where the
+//! kernel makes fewer because there are fewer CPUs; a class with more of them wants a `max_volumes` of its own:
 //!
 //! `memory / MEMORY_PARTS / ((io_queues + 1) * QUEUE_BYTES)`, but at least [`LEAST_VOLUMES`] and at most
 //! [`MOST_VOLUMES`].
 //!
 //! | Memory | I/O queues a volume | Limit |
 //! |---|---|---|
-//! | 2 GiB | 2 | 42 |
 //! | 16 GiB | 8 | 113 |
 //! | 64 GiB and more | 8 | 256 |
 

@@ -93,7 +93,12 @@ impl NodePublish {
         let publish = PublishContext::parse("publish_context", &request.publish_context, &volume)?;
         let context = VolumeContext::parse("volume_context", &request.volume_context, &volume)?;
         let read_only = request.readonly;
-        Ok(Self { volume, staging_path, target_path, capability, read_only, publish, context })
+        let publish = Self { volume, staging_path, target_path, capability, read_only, publish, context };
+        if let AccessType::Mount { fs_type } = publish.access_type() {
+            // What has lost its device is staged once more by this request.
+            publish.context.parameters.check_mkfs_options("volume_context", fs_type)?;
+        }
+        Ok(publish)
     }
 
     /// Device or directory, with its file system.

@@ -77,8 +77,12 @@ pub(super) fn loop_devices(
             continue;
         }
         let device = roots.dev.join(&name);
-        if blocks.backing_of(&device).map_err(at(&device))?.is_some_and(|number| numbers.contains(&number)) {
-            found.push(device.display().to_string());
+        match blocks.backing_of(&device) {
+            Ok(Some(number)) if numbers.contains(&number) => found.push(device.display().to_string()),
+            Ok(_) => {}
+            // Detached since it was listed.
+            Err(_) if !has(&directory.join(&name), "loop/backing_file")? => {}
+            Err(error) => return Err(at(&device)(error)),
         }
     }
     Ok(found)

@@ -7,6 +7,8 @@
 //! | is a kernel thread | without descriptors |
 //! | whose first thread has ended while others go on | its other threads |
 //! | may not be looked into | unseen: it may be a holder |
+//! | has a descriptor that cannot be looked at, of a file on a block device that is not the machine's root | no holder by it: that file system has failed, and device nodes are not there |
+//! | has another one that cannot be looked at | the end of the look |
 //!
 //! Not to be seen here: a mapping of a device whose descriptor was closed, a descriptor on its way through a socket, one
 //! that is registered with io_uring and closed, and a descriptor of an NVMe namespace's character device (`/dev/ng…`).
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::kernel::BlockDevices;
-use crate::sysfs::{Number, at, names_in, parse_number};
+use crate::sysfs::{Number, UNNAMED_MAJOR, at, names_in, parse_number};
 
 /// The initial PID namespace, as the kernel has numbered it since Linux 3.8 (`PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -125,10 +127,45 @@ fn any_open(proc: &Path, descriptors: &Path, sought: &Sought<'_>) -> io::Result<
             Ok(true) => return Ok(Some(true)),
             Ok(false) => {}
             Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) => match is_on_another_device(proc, descriptors, &descriptor) {
+                Ok(true) => {}
+                Ok(false) => return Err(error),
+                Err(other) if is_gone(&other) => {}
+                Err(other) => return Err(other),
+            },
         }
     }
     Ok(some)
+}
+
+/// Whether the file of a descriptor is on a block device, and not on the one with the machine's root. A file system
+/// that has lost its device answers nothing about its files, as long as anybody has one open; that must not keep
+/// every other volume connected.
+fn is_on_another_device(proc: &Path, descriptors: &Path, descriptor: &Path) -> io::Result<bool> {
+    let (Some(process), Some(name)) = (descriptors.parent(), descriptor.file_name()) else {
+        return Ok(false);
+    };
+    let info = fs::read_to_string(process.join("fdinfo").join(name))?;
+    let Some(mount) = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim) else {
+        return Ok(false);
+    };
+    let table = fs::read(process.join("mountinfo"))?;
+    let table = String::from_utf8_lossy(&table);
+    let device = table.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        (fields.next() == Some(mount)).then(|| fields.nth(1).and_then(parse_number)).flatten()
+    });
+    let machine = fs::read(proc.join("1/mountinfo"))?;
+    let machine = String::from_utf8_lossy(&machine);
+    let root = machine.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        let (number, _, point) = (fields.next()?, fields.next()?, fields.next()?);
+        (point == "/").then(|| parse_number(number)).flatten()
+    });
+    Ok(match (device, root) {
+        (Some(device), Some(root)) => device.0 != UNNAMED_MAJOR && device != root,
+        (None, _) | (_, None) => false,
+    })
 }
 
 fn is_sought(descriptor: &Path, sought: &Sought<'_>) -> io::Result<bool> {
@@ -146,7 +183,7 @@ fn mounts(process: &Path, seen: &mut BTreeSet<PathBuf>, numbers: &[Number]) -> i
         return Ok(Vec::new());
     }
     let file = process.join("mountinfo");
-    let table = match fs::read_to_string(&file) {
+    let table = match fs::read(&file) {
         Ok(table) => table,
         // A process that is ending has left its namespace already.
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(Vec::new()),
@@ -154,7 +191,7 @@ fn mounts(process: &Path, seen: &mut BTreeSet<PathBuf>, numbers: &[Number]) -> i
     };
     seen.insert(namespace);
     let mut points = Vec::new();
-    for line in table.lines() {
+    for line in String::from_utf8_lossy(&table).lines() {
         let mut fields = line.split(' ').skip(2);
         let (Some(number), Some(_root), Some(point)) =
             (fields.next().and_then(parse_number), fields.next(), fields.next())

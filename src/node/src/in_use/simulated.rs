@@ -70,6 +70,7 @@ impl SimulatedMachine {
         self.write(&format!("{directory}/mountinfo"), "1 0 254:0 / / rw - ext4 /dev/vda rw\n");
         for (number, file) in open.iter().enumerate() {
             self.link(&format!("{directory}/fd/{number}"), file);
+            self.write(&format!("{directory}/fdinfo/{number}"), "pos:\t0\nflags:\t02100002\nmnt_id:\t1\n");
         }
     }
 

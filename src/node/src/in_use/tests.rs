@@ -246,6 +246,32 @@ fn a_process_that_may_not_be_looked_into_is_named() {
     assert_eq!(check(Thoroughness::Lenient).processes(&[NUMBER], None).unwrap(), Vec::<String>::new());
 }
 
+#[test]
+fn a_file_system_that_has_failed_keeps_no_other_volume_connected() {
+    let setting = Setting::new();
+    let denied = setting.machine.path("proc/8/fd/0");
+    setting.machine.process(8, "logger", &[Path::new("/var/lib/app/log")]);
+    let look = || {
+        let check = Check {
+            roots: setting.machine.roots(),
+            thoroughness: Thoroughness::Complete,
+            blocks: Arc::new(DeniedProcess(denied.clone())),
+        };
+        check.processes(&[NUMBER], None)
+    };
+    assert!(look().is_err(), "it is on the machine's root");
+    let root = "1 0 254:0 / / rw - ext4 /dev/vda rw\n";
+    for (mount, seen) in [
+        ("2 1 259:7 / /var/lib/app rw - xfs /dev/nvme7n1 rw\n", true),
+        ("2 1 0:31 / /dev rw - tmpfs tmpfs rw\n", false),
+        ("3 1 259:7 / /var/lib/app rw - xfs /dev/nvme7n1 rw\n", false),
+    ] {
+        setting.machine.write("proc/8/mountinfo", &format!("{root}{mount}"));
+        setting.machine.write("proc/8/fdinfo/0", "pos:\t0\nmnt_id:\t2\n");
+        assert_eq!(look().is_ok(), seen, "{mount}");
+    }
+}
+
 /// A machine on which one descriptor may not be looked at.
 struct DeniedProcess(PathBuf);
 

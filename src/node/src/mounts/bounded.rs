@@ -4,34 +4,39 @@
 //! A thread that hangs cannot be taken back. Where the same question is asked again and again, as kubelet asks for
 //! statistics, [`Pending`] has at most one thread hang on each path.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
-
 use super::MountError;
+use crate::own_thread::{self, Unfinished};
+use crate::under_way::UnderWay;
+
+/// What the threads are called.
+const THREAD: &str = "look";
 
 /// Does `work`, and stops waiting for it after `limit_ms`.
-pub(super) async fn within<T: Send + 'static>(
+pub(crate) async fn within<T: Send + 'static>(
     limit_ms: u64,
     action: &'static str,
     path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, MountError> {
-    match timeout(Duration::from_millis(limit_ms), spawn_blocking(work)).await {
-        Err(_) => Err(MountError::OutOfTime { path: path.to_path_buf(), limit_ms }),
-        Ok(Err(broken_off)) => Err(MountError::io(action, path)(io::Error::other(broken_off))),
-        Ok(Ok(result)) => result.map_err(MountError::io(action, path)),
-    }
+    let failed = |unfinished| match unfinished {
+        Unfinished::OutOfTime { .. } => MountError::OutOfTime { path: path.to_path_buf(), limit_ms },
+        Unfinished::Start(_) | Unfinished::BrokenOff => {
+            MountError::io(action, path)(io::Error::other(unfinished))
+        }
+    };
+    let result = own_thread::start(THREAD, work, drop).map_err(failed)?;
+    let result = own_thread::wait(result, Duration::from_millis(limit_ms)).await.map_err(failed)?;
+    result.map_err(MountError::io(action, path))
 }
 
 /// Paths that a look has not come back from.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pending(Arc<Mutex<BTreeSet<PathBuf>>>);
+pub(super) struct Pending(Arc<UnderWay<PathBuf>>);
 
 impl Pending {
     /// As [`within`]; out of time at once while an earlier look at `path` still hangs.
@@ -42,34 +47,14 @@ impl Pending {
         path: &Path,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, MountError> {
-        let Some(look) = Look::begin(self, path) else {
+        let Some(mark) = self.0.begin(path.to_path_buf()) else {
             return Err(MountError::OutOfTime { path: path.to_path_buf(), limit_ms });
         };
         let work = move || {
-            let _until_it_is_back = look;
+            let _until_it_is_back = mark;
             work()
         };
         within(limit_ms, action, path, work).await
-    }
-}
-
-/// A look that goes on.
-struct Look {
-    pending: Pending,
-    path: PathBuf,
-}
-
-impl Look {
-    fn begin(pending: &Pending, path: &Path) -> Option<Self> {
-        // The set is whole whatever happened to who held the lock.
-        let mut paths = pending.0.lock().unwrap_or_else(PoisonError::into_inner);
-        paths.insert(path.to_path_buf()).then(|| Self { pending: pending.clone(), path: path.to_path_buf() })
-    }
-}
-
-impl Drop for Look {
-    fn drop(&mut self) {
-        self.pending.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
     }
 }
 

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::time::{Instant, sleep};
 
 use super::blank::find_data;
-use super::bounded::within;
+use super::bounded::{Pending, within};
 use super::signatures::{self, Signature};
 use super::{Content, MountError};
 use crate::fabric::Device;
@@ -33,14 +33,14 @@ const PASSING_HOLDER_MS: u64 = 2_000;
 const CLAIM_POLL_MS: u64 = 50;
 
 /// What is on the device.
-pub(super) async fn content(device: &Device) -> Result<Content, MountError> {
+pub(super) async fn content(device: &Device, pending: &Pending) -> Result<Content, MountError> {
     wait_until_free(&device.path).await?;
-    let content = look(device).await?;
+    let content = look(device, pending).await?;
     wait_until_free(&device.path).await?;
     Ok(content)
 }
 
-async fn look(device: &Device) -> Result<Content, MountError> {
+async fn look(device: &Device, pending: &Pending) -> Result<Content, MountError> {
     let arguments = ["--probe", "--output", "export"].map(OsStr::new);
     let arguments = [arguments.as_slice(), &[device.path.as_os_str()]].concat();
     let probe = tool::run("blkid", &arguments, Duration::from_millis(PROBE_LIMIT_MS)).await?;
@@ -51,8 +51,8 @@ async fn look(device: &Device) -> Result<Content, MountError> {
         return Ok(Content::Unclear("a device without size".to_owned()));
     }
     let (path, size_bytes) = (device.path.clone(), device.size_bytes);
-    let data_at =
-        within(PROBE_LIMIT_MS, "read", &device.path, move || find_data(&File::open(path)?, size_bytes));
+    let data_at = pending
+        .within(PROBE_LIMIT_MS, "read", &device.path, move || find_data(&File::open(path)?, size_bytes));
     Ok(match data_at.await? {
         None => Content::Empty,
         Some(offset) => Content::Unclear(format!("no known signature, but data at byte {offset}")),
@@ -136,7 +136,7 @@ mod tests {
             path: image.path.clone(),
             size_bytes: IMAGE_BYTES,
         };
-        content(&device).await.unwrap()
+        content(&device, &Pending::default()).await.unwrap()
     }
 
     #[track_caller]
@@ -206,18 +206,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_read_is_an_error() {
-        let image = image(&[]);
+        let (image, pending) = (image(&[]), Pending::default());
         let device = |path: &Path, size_bytes| Device {
             volume: VolumeId::parse("pvc-1").unwrap(),
             id: DeviceId::Number { major: 7, minor: 0 },
             path: path.to_path_buf(),
             size_bytes,
         };
-        assert!(content(&device(Path::new("/no/such/device"), 1 << 20)).await.is_err());
+        assert!(content(&device(Path::new("/no/such/device"), 1 << 20), &pending).await.is_err());
         assert!(
-            content(&device(&image.path, IMAGE_BYTES + 4096)).await.is_err(),
+            content(&device(&image.path, IMAGE_BYTES + 4096), &pending).await.is_err(),
             "it is shorter than it says"
         );
-        unclear(content(&device(&image.path, 0)).await.unwrap(), "without size");
+        unclear(content(&device(&image.path, 0), &pending).await.unwrap(), "without size");
     }
 }

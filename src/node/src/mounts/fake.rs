@@ -13,7 +13,7 @@ use tokio::fs;
 use uuid::Uuid;
 
 use super::vitals::{stopped_by_options, usage_of};
-use super::{BindOptions, BlockTarget, Content, MountEntry, MountError, MountOptions, Mounts, Usage};
+use super::{BindOptions, BlockTarget, Content, Hold, MountEntry, MountError, MountOptions, Mounts, Usage};
 use crate::fabric::{Device, DeviceId};
 use crate::fake_machine::FakeMachine;
 
@@ -111,6 +111,11 @@ impl Mounts for FakeMounts {
             read_only: record.read_only,
         };
         Ok(self.records().await?.into_iter().map(entry).collect())
+    }
+
+    async fn hold(&self, _: &Device) -> Result<Hold, MountError> {
+        // A fake device's path is its volume's for good.
+        Ok(Hold { _open: None })
     }
 
     async fn content(&self, device: &Device) -> Result<Content, MountError> {

@@ -3,7 +3,7 @@
 //! Block targets are made with mknod: a bind mount of a device node would add a mount of devtmpfs for each pod.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -13,13 +13,14 @@ use async_trait::async_trait;
 use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 use state_machine::FsType;
 
-use super::bounded::Pending;
+use super::bounded::{Pending, within};
 use super::vitals::{self, usage_of};
 use super::{
-    BindOptions, BlockTarget, Content, MountEntry, MountError, MountOptions, Mounts, Usage, content, making,
-    mountinfo,
+    BindOptions, BlockTarget, Content, Hold, MountEntry, MountError, MountOptions, Mounts, Usage, content,
+    making, mountinfo,
 };
 use crate::fabric::{Device, DeviceId};
+use crate::in_use::Roots;
 use crate::tool::{self, ToolError};
 
 /// How long mounting may take, in ms: replaying a large journal does take a while.
@@ -41,20 +42,44 @@ const WRITABLE_BITS: u32 = 0o222;
 /// The kernel's mounts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KernelMounts {
+    roots: Roots,
     pending: Pending,
+}
+
+impl KernelMounts {
+    /// The mounts of the machine that shows itself there.
+    pub(crate) fn new(roots: Roots) -> Self {
+        Self { roots, pending: Pending::default() }
+    }
 }
 
 #[async_trait]
 impl Mounts for KernelMounts {
     async fn table(&self) -> Result<Vec<MountEntry>, MountError> {
-        let file = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(file).map_err(MountError::io("read", file))?;
+        let file = self.roots.proc.join("self/mountinfo");
+        let text = fs::read(&file).map_err(MountError::io("read", &file))?;
         let unreadable = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
-        mountinfo::parse(&text).map_err(|reason| MountError::io("parse", file)(unreadable(reason)))
+        // A path that is no UTF-8 is none of ours; it must not hide the others.
+        mountinfo::parse(&String::from_utf8_lossy(&text))
+            .map_err(|reason| MountError::io("parse", &file)(unreadable(reason)))
+    }
+
+    async fn hold(&self, device: &Device) -> Result<Hold, MountError> {
+        let path = device.path.clone();
+        let open = move || {
+            let file = File::open(&path)?;
+            let rdev = file.metadata()?.rdev();
+            Ok((DeviceId::Number { major: major(rdev), minor: minor(rdev) }, file))
+        };
+        let (id, file) = within(LOOK_LIMIT_MS, "open", &device.path, open).await?;
+        if id != device.id {
+            return Err(MountError::Foreign { path: device.path.clone(), what: "another device by now" });
+        }
+        Ok(Hold { _open: Some(file) })
     }
 
     async fn content(&self, device: &Device) -> Result<Content, MountError> {
-        content::content(device).await
+        content::content(device, &self.pending).await
     }
 
     async fn format(&self, device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError> {
@@ -148,7 +173,8 @@ impl Mounts for KernelMounts {
     }
 
     async fn logged_errors(&self, device: &Device, fs_type: FsType) -> Result<u64, MountError> {
-        vitals::logged_errors(device, fs_type).map_err(MountError::io("read the errors of", &device.path))
+        vitals::logged_errors(&self.roots.sysfs, device, fs_type)
+            .map_err(MountError::io("read the errors of", &device.path))
     }
 
     async fn grow(&self, device: &Device, mounted_at: &Path, fs_type: FsType) -> Result<(), MountError> {

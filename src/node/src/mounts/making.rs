@@ -1,7 +1,8 @@
 //! Making a file system, and checking one before it is mounted.
 //!
-//! **Making.** Never forced: the tools' own checks for signatures and for other users of the device stay on. The
-//! tools' defaults are kept but for two, and options from the class come after these and so have the last word:
+//! **Making.** Never forced, so that what is mounted or held is refused; that it is empty is the caller's proof, as
+//! `mkfs.ext4` asks about signatures only on a terminal. The tools' defaults are kept but for two, and options from
+//! the class come after these and so have the last word:
 //!
 //! - No discard (`-E nodiscard`, `-K`). The device has just been read as zeros, so a discard frees nothing, and it
 //!   would be the largest single command that the appliance ever gets.
@@ -26,6 +27,8 @@ use super::MountError;
 use crate::fabric::Device;
 use crate::tool;
 
+/// What tells `mke2fs -E` to discard nothing.
+const NO_DISCARD: &str = "nodiscard";
 /// How long making a file system may take, in ms.
 const FORMAT_LIMIT_MS: u64 = 600_000;
 /// How long a check may take, in ms: a file system of some TB with logged errors is read whole. kubelet does not wait
@@ -33,6 +36,9 @@ const FORMAT_LIMIT_MS: u64 = 600_000;
 const CHECK_LIMIT_MS: u64 = 4 * 3_600_000;
 /// What is set in the exit status of `e2fsck` when it mended something, and all is well.
 const MENDED: i32 = 1;
+/// The exit status of `e2fsck` when it could not begin, and what it says if somebody else has the device exclusively.
+const NOT_DONE: i32 = 8;
+const IN_USE: &str = "is in use";
 /// What the exit status of `e2fsck` says when all is not: e2fsck(8).
 const COMPLAINTS: [(i32, &str); 6] = [
     (2, "it asks for a reboot"),
@@ -45,15 +51,31 @@ const COMPLAINTS: [(i32, &str); 6] = [
 
 /// Makes a file system with the class's options.
 pub(super) async fn format(device: &Device, fs_type: FsType, options: &[String]) -> Result<(), MountError> {
-    let (tool, defaults): (_, &[&str]) = match fs_type {
-        FsType::Ext4 => ("mkfs.ext4", &["-q", "-m", "0", "-E", "nodiscard"]),
-        FsType::Xfs => ("mkfs.xfs", &["-q", "-K"]),
+    let tool = match fs_type {
+        FsType::Ext4 => "mkfs.ext4",
+        FsType::Xfs => "mkfs.xfs",
     };
-    let mut arguments: Vec<&OsStr> = defaults.iter().map(OsStr::new).collect();
-    arguments.extend(options.iter().map(OsStr::new));
+    let options = options_of(fs_type, options);
+    let mut arguments: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
     arguments.push(device.path.as_os_str());
     tool::succeed(tool, &arguments, Duration::from_millis(FORMAT_LIMIT_MS)).await?;
     Ok(())
+}
+
+/// Our options, and then the class's.
+fn options_of(fs_type: FsType, options: &[String]) -> Vec<String> {
+    let defaults: &[&str] = match fs_type {
+        FsType::Ext4 => &["-q", "-m", "0", "-E", NO_DISCARD],
+        FsType::Xfs => &["-q", "-K"],
+    };
+    let mut all: Vec<String> = defaults.iter().map(|option| (*option).to_owned()).collect();
+    let mut is_extended = false;
+    for option in options {
+        // Of several `-E`, mke2fs heeds only the last one; of several options within one, too.
+        all.push(if is_extended { format!("{NO_DISCARD},{option}") } else { option.clone() });
+        is_extended = fs_type == FsType::Ext4 && option == "-E";
+    }
+    all
 }
 
 /// Has the file system checked, and mended where that is safe.
@@ -64,6 +86,9 @@ pub(super) async fn check(device: &Device, fs_type: FsType) -> Result<(), MountE
     }
     let limit = Duration::from_millis(CHECK_LIMIT_MS);
     let output = tool::run("e2fsck", &[OsStr::new("-p"), device.path.as_os_str()], limit).await?;
+    if output.code == Some(NOT_DONE) && output.complaint().contains(IN_USE) {
+        return Err(MountError::Held { path: device.path.clone() });
+    }
     let Some(complaint) = complaint(output.code) else {
         if output.code == Some(MENDED) {
             tracing::warn!(volume = %device.volume, said = output.complaint(), "ext4 had errors, mended");
@@ -87,6 +112,20 @@ fn complaint(code: Option<i32>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_class_says_comes_last_and_takes_nothing_else_back() {
+        let made = |fs_type, options: &[&str]| {
+            let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
+            options_of(fs_type, &options).join(" ")
+        };
+        assert_eq!(made(FsType::Xfs, &["-i", "size=512"]), "-q -K -i size=512");
+        assert_eq!(made(FsType::Ext4, &["-m", "1"]), "-q -m 0 -E nodiscard -m 1");
+        assert_eq!(
+            made(FsType::Ext4, &["-E", "lazy_itable_init=0,discard", "-T", "news"]),
+            "-q -m 0 -E nodiscard -E nodiscard,lazy_itable_init=0,discard -T news"
+        );
+    }
 
     #[test]
     fn only_a_sound_or_mended_file_system_passes() {

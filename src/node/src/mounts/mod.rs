@@ -13,6 +13,7 @@ mod mountinfo;
 mod signatures;
 mod vitals;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use state_machine::FsType;
 use thiserror::Error;
 
+pub(crate) use bounded::within;
 pub(crate) use fake::FakeMounts;
 pub(crate) use kernel::KernelMounts;
 
@@ -88,6 +90,12 @@ pub(crate) struct BlockTarget {
     pub(crate) device: DeviceId,
     /// Whether the path was published to be only read.
     pub(crate) read_only: bool,
+}
+
+/// A device that stays the one that it was: what is done by its path, or by its number, is done to it.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    _open: Option<File>,
 }
 
 /// How full a file system is.
@@ -186,6 +194,10 @@ fn repair_tool(fs_type: &FsType) -> &'static str {
 pub(crate) trait Mounts: Send + Sync + 'static {
     /// All mounts in the order in which they were made: of several at one path, the last is the one in force.
     async fn table(&self) -> Result<Vec<MountEntry>, MountError>;
+
+    /// Keeps the device, as long as the answer lives, from giving its path and its number to another one, should its
+    /// connection be lost meanwhile. Not exclusive. An error if the path does not open this device.
+    async fn hold(&self, device: &Device) -> Result<Hold, MountError>;
 
     /// What is on the device. [`MountError::Held`] while somebody else has it exclusively.
     async fn content(&self, device: &Device) -> Result<Content, MountError>;

@@ -9,11 +9,12 @@ use state_machine::FsType;
 
 use super::{Filled, MountEntry, Usage};
 use crate::fabric::Device;
+use crate::sysfs::at;
 
 /// Options that the kernel prints of a file system that has stopped.
 const STOPPED_OPTIONS: [&str; 2] = ["shutdown", "emergency_ro"];
-/// Where ext4 shows what it has logged.
-const EXT4_IN_SYSFS: &str = "/sys/fs/ext4";
+/// Where ext4 shows in sysfs what it has logged.
+const EXT4: &str = "fs/ext4";
 
 /// Why nothing can be written to what is mounted there any more, if so: seen in the mount table alone.
 ///
@@ -40,9 +41,12 @@ pub(super) fn stopped_by_opening(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// How many errors the file system has logged since it was last checked; 0 where the kernel does not count.
-pub(super) fn logged_errors(device: &Device, fs_type: FsType) -> io::Result<u64> {
+pub(super) fn logged_errors(sysfs: &Path, device: &Device, fs_type: FsType) -> io::Result<u64> {
     let (FsType::Ext4, Some(name)) = (fs_type, device.path.file_name()) else { return Ok(0) };
-    let file = Path::new(EXT4_IN_SYSFS).join(name).join("errors_count");
+    let mounted = sysfs.join(EXT4);
+    // Without it no file system would seem to have any.
+    fs::metadata(&mounted).map_err(at(&mounted))?;
+    let file = mounted.join(name).join("errors_count");
     match fs::read_to_string(&file) {
         Ok(text) => {
             text.trim().parse().map_err(|_| io::Error::other(format!("{} reads {text:?}", file.display())))
@@ -72,6 +76,27 @@ pub(super) fn usage_of(path: &Path) -> io::Result<Usage> {
 mod tests {
     use super::*;
     use crate::fabric::DeviceId;
+
+    #[test]
+    fn logged_errors_are_read_or_not_known() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let device = Device {
+            volume: state_machine::VolumeId::parse("pvc-1").unwrap(),
+            id: DeviceId::Number { major: 259, minor: 1 },
+            path: "/dev/nvme1n1".into(),
+            size_bytes: 1 << 20,
+        };
+        let logged = |fs_type| logged_errors(sysfs.path(), &device, fs_type);
+        assert!(logged(FsType::Ext4).is_err(), "sysfs shows no ext4 at all");
+        let mounted = sysfs.path().join("fs/ext4/nvme1n1");
+        fs::create_dir_all(&mounted).unwrap();
+        assert_eq!(logged(FsType::Ext4).unwrap(), 0, "it was unmounted meanwhile");
+        fs::write(mounted.join("errors_count"), "3\n").unwrap();
+        assert_eq!(logged(FsType::Ext4).unwrap(), 3);
+        assert_eq!(logged(FsType::Xfs).unwrap(), 0, "XFS counts none");
+        fs::write(mounted.join("errors_count"), "many\n").unwrap();
+        assert!(logged(FsType::Ext4).is_err());
+    }
 
     #[test]
     fn a_mount_that_was_asked_to_be_read_only_has_not_stopped() {

@@ -16,14 +16,11 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 use state_machine::VolumeId;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
-use crate::mounts::MountError;
+use crate::mounts::{MountError, within};
 
 /// How long reading the directory may take, in ms.
 const READ_LIMIT_MS: u64 = 10_000;
@@ -81,12 +78,7 @@ struct VolumeData {
 /// Reads the directory, in bounded time.
 pub(super) async fn read(directory: &Path, driver: &'static str) -> Result<KubeletPaths, MountError> {
     let path = directory.to_path_buf();
-    let reading = spawn_blocking(move || paths_in(&path, driver));
-    match timeout(Duration::from_millis(READ_LIMIT_MS), reading).await {
-        Err(_) => Err(MountError::OutOfTime { path: directory.to_path_buf(), limit_ms: READ_LIMIT_MS }),
-        Ok(Err(broken_off)) => Err(MountError::io("read", directory)(io::Error::other(broken_off))),
-        Ok(Ok(read)) => read,
-    }
+    within(READ_LIMIT_MS, "read", directory, move || Ok(paths_in(&path, driver))).await?
 }
 
 fn paths_in(directory: &Path, driver: &str) -> Result<KubeletPaths, MountError> {

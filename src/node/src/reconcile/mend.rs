@@ -53,9 +53,7 @@ impl Reconciler {
             Finding::DeadStaging { volume, path, elsewhere } if elsewhere.is_empty() => {
                 let (owned, path) = (volume.clone(), path.clone());
                 let work = async move { volumes.unmount_dead(&owned, &path, &kubelet).await };
-                let result = self.locked(volume, work).await;
-                self.volumes.metrics.stale_recovery(matches!(result, Ok(Outcome::Mended)));
-                Some(result)
+                Some(self.locked(volume, work).await)
             }
             Finding::OtherNode { volume, path, .. } => {
                 let (owned, path) = (volume.clone(), path.clone());
@@ -148,7 +146,9 @@ impl NodeVolumes {
         if !usage.elsewhere(entry).is_empty() {
             return left("its device is mounted elsewhere too");
         }
-        match self.counted("unmount", self.mounts.unmount(path)).await {
+        let unmounted = self.counted("unmount", self.mounts.unmount(path)).await;
+        self.metrics.stale_recovery(unmounted.is_ok());
+        match unmounted {
             Ok(()) => Ok(Outcome::Mended),
             Err(error) => left(format!("it stays mounted: {error}")),
         }

@@ -48,6 +48,8 @@ use reports::Reports;
 
 /// How long a connection is without a device before that is reported, in ms: a restarted appliance is back by then.
 pub(crate) const WITHOUT_DEVICE_MS: u64 = 60_000;
+/// When it is tried again after a look that failed or a question without an answer, in ms.
+const RETRY_MS: u64 = 10_000;
 /// How long the controllers may take to describe everything, in ms.
 const DESCRIBE_LIMIT_MS: u64 = 20_000;
 
@@ -76,11 +78,17 @@ impl Reconciler {
         let work = async {
             self.volumes.gateway.wait_until_registered().await;
             loop {
-                match self.find(&mut lookout).await {
-                    Ok(findings) => self.settle(findings, &mut reports).await,
-                    Err(error) => reports.unseen(error.to_string()),
-                }
-                sleep(self.interval).await;
+                let pause = match self.find(&mut lookout).await {
+                    Ok(findings) => {
+                        self.settle(findings, &mut reports).await;
+                        self.interval
+                    }
+                    Err(error) => {
+                        reports.unseen(error.to_string());
+                        self.interval.min(Duration::from_millis(RETRY_MS))
+                    }
+                };
+                sleep(pause).await;
             }
         };
         tokio::select! {

@@ -232,6 +232,8 @@ async fn doubtful_content_is_never_formatted() {
 async fn another_way_at_the_same_path_exists_already() {
     let mut story = Story::begin().await;
     story.stage(&ext4()).await.unwrap();
+    let target = story.target.clone();
+    story.publish_at(&target, &ext4(), true).await.unwrap();
     let others =
         [file_system("ext4", &[], Mode::SingleNodeWriter), file_system("xfs", &[], Mode::SingleNodeWriter)];
     for other in others {
@@ -239,9 +241,6 @@ async fn another_way_at_the_same_path_exists_already() {
     }
     refused(story.stage(&rwx()).await, Code::AlreadyExists, &["not a block device"]);
     refused(story.publish(&rwx()).await, Code::AlreadyExists, &["not a block device"]);
-
-    let target = story.target.clone();
-    story.publish_at(&target, &ext4(), true).await.unwrap();
     refused(
         story.publish_at(&target, &ext4(), false).await,
         Code::AlreadyExists,
@@ -258,6 +257,29 @@ async fn another_way_at_the_same_path_exists_already() {
         &["read-only, not writable"],
     );
     refused(story.stage(&ext4()).await, Code::AlreadyExists, &["published at"]);
+}
+
+#[tokio::test]
+async fn a_publish_that_fails_leaves_nothing_that_kubelet_would_not_take_away() {
+    let mut story = Story::begin().await;
+    story.stage(&ext4()).await.unwrap();
+    // Broken off between the two steps of a read-only publish, of which the second one now fails.
+    story.publish(&ext4()).await.unwrap();
+    let target = story.target.clone();
+    let frozen = story.freeze_mount(&target);
+    refused(story.publish_at(&target, &ext4(), true).await, Code::Internal, &["fake-mount"]);
+    fs::remove_dir(frozen).unwrap();
+    assert_eq!((story.mounts(), target.exists()), (1, false));
+
+    // Where that fails as well, kubelet is to come back.
+    let mut story = Story::begin().await;
+    story.stage(&ext4()).await.unwrap();
+    story.publish(&ext4()).await.unwrap();
+    let target = story.target.clone();
+    story.freeze_mount(&target);
+    fs::write(target.join("written past the volume"), "").unwrap();
+    let words = ["fake-mount", "could not be taken away", "try again"];
+    refused(story.publish_at(&target, &ext4(), true).await, Code::Unavailable, &words);
 }
 
 #[tokio::test]

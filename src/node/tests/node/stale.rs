@@ -95,19 +95,57 @@ async fn publishing_stages_anew_what_has_lost_its_device() {
 }
 
 #[tokio::test]
-async fn publishing_connects_nothing_that_was_not_staged_or_must_not_be() {
+async fn publishing_asks_before_it_stages_anew() {
     let mut story = Story::begin().await;
     for capability in [ext4(), rwx()] {
-        refused(story.publish(&capability).await, Code::FailedPrecondition, &["not staged"]);
+        story.gateway.next([Answer::DoesNotStand("it is being revoked")]);
+        refused(story.publish(&capability).await, Code::FailedPrecondition, &["it is being revoked"]);
+        assert!(!story.is_connected());
     }
-    assert_eq!(story.gateway.heard(), []);
+}
 
+#[tokio::test]
+async fn staging_anew_is_resumed_after_whatever_cut_it_short() {
+    // The appliance was not there yet; nothing of the earlier device was left by then.
+    for capability in [ext4(), rwx()] {
+        let mut story = Story::begin().await;
+        story.stage(&capability).await.unwrap();
+        story.publish(&capability).await.unwrap();
+        if capability == ext4() {
+            story.change_mount(&story.staging, LOST);
+            story.change_mount(&story.target, LOST);
+        }
+        story.take_away("connected");
+        let unreachable = story.node.directory.join("machine/connected").join(format!("{VOLUME}~"));
+        fs::create_dir(&unreachable).unwrap();
+        for _ in 0..2 {
+            refused(story.publish(&capability).await, Code::Unavailable, &["cannot connect"]);
+        }
+        fs::remove_dir(&unreachable).unwrap();
+        story.publish(&capability).await.unwrap();
+        assert!(story.is_connected());
+    }
+
+    // Its file system was damaged, and has been repaired by hand.
+    let mut story = Story::begin().await;
     story.stage(&ext4()).await.unwrap();
     story.change_mount(&story.staging, LOST);
     story.take_away("connected");
-    story.gateway.next([Answer::DoesNotStand("it is being revoked")]);
-    refused(story.publish(&ext4()).await, Code::FailedPrecondition, &["it is being revoked"]);
-    assert!(!story.is_connected());
+    story.play("formatted", "damaged");
+    refused(story.publish(&ext4()).await, Code::FailedPrecondition, &["repair it"]);
+    story.play("formatted", "ext4");
+    story.publish(&ext4()).await.unwrap();
+
+    // The plugin was killed once the dead mount was gone: connected already, or not yet.
+    for is_connected in [true, false] {
+        let mut story = Story::begin().await;
+        story.stage(&ext4()).await.unwrap();
+        story.forget_mounts();
+        if !is_connected {
+            story.take_away("connected");
+        }
+        story.publish(&ext4()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -42,12 +42,16 @@ impl NvmeFabric {
                 format!("its NQN is {}, this node looks for {wanted}; see fabric.nqn_prefix", connect.nqn);
             return Err(refused(volume, reason));
         }
-        let addresses = resolve(connect).await?;
-        let mut failure = unreachable(volume, "the appliance's name has no address".to_owned());
+        // What is connected stays so, also while nobody can say what the appliance's name means.
+        let (addresses, mut failure) = match resolve(connect).await {
+            Ok(addresses) => {
+                (addresses, unreachable(volume, "the appliance's name has no address".to_owned()))
+            }
+            Err(unresolved) => (Vec::new(), unresolved),
+        };
         for _ in 0..CONNECT_TRIES {
-            let Some(address) = addresses.first() else { break };
-            let made = !self.is_connected(connect, &addresses).await?;
-            if made {
+            if !self.is_connected(connect, &addresses).await? {
+                let Some(address) = addresses.first() else { break };
                 self.establish(connect, *address).await?;
             }
             match self.wait_for_device(volume).await {
@@ -56,23 +60,24 @@ impl NvmeFabric {
             }
             tracing::warn!(%volume, error = %failure, "disconnecting it again");
             match self.find(volume).await {
-                // A dead one, which somebody may hold.
+                // It came late, or is dead; somebody may hold it.
                 Ok(Observed::Known(device)) => {
                     let holders = self.disconnect_unheld(&device).await?;
                     if !holders.is_empty() {
-                        let reason = format!("its dead connection is held: {}", holders.join(", "));
+                        let reason =
+                            format!("its device came too late, and is held already: {}", holders.join(", "));
                         return Err(refused(volume, reason));
                     }
                 }
                 Ok(Observed::Absent | Observed::WithoutDevice(_)) => self.disconnect(volume).await?,
-                Err(_) if made => self.disconnect(volume).await?,
+                // Who may hold it cannot be seen either.
                 Err(error) => return Err(error),
             }
         }
         Err(failure)
     }
 
-    /// Whether the volume is connected to one of the addresses, and not about to be disconnected.
+    /// Whether the volume is connected, and not about to be disconnected; to one of the addresses, if any is known.
     async fn is_connected(&self, connect: &Connect, addresses: &[IpAddr]) -> Result<bool, FabricError> {
         let volume = &connect.volume;
         let seen: Seen = self.see(volume).await.map_err(Self::unknown(volume))?;
@@ -91,7 +96,8 @@ impl NvmeFabric {
         for controller in seen.controllers.iter().filter(|controller| !controller.is_going()) {
             let found = self.machine.tree.address(controller).map_err(Self::unknown(volume))?;
             let Some((address, port)) = found else { continue };
-            let same = address.parse().is_ok_and(|address: IpAddr| addresses.contains(&address));
+            let same = addresses.is_empty()
+                || address.parse().is_ok_and(|address: IpAddr| addresses.contains(&address));
             if !same || port.parse() != Ok(connect.port) {
                 let asked = format!("{}:{}", connect.address, connect.port);
                 let what = format!("{} has it connected to {address}:{port}, not {asked}", controller.name);

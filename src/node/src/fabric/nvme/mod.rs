@@ -207,6 +207,19 @@ impl NvmeFabric {
                     "{what}; disconnect it, or set host_nqn to what it was"
                 )));
             }
+            // So would it if the prefix were another one than it was when it was connected.
+            let under_another_prefix = |controller: &&NvmeController| {
+                let named = controller.nqn.as_deref().and_then(|nqn| nqn.rsplit_once(':'));
+                named.is_some_and(|(_, name)| name == volume.as_str())
+                    && controller.nqn.as_ref() != Some(&nqn)
+            };
+            if let Some(controller) = controllers.iter().find(under_another_prefix) {
+                let (name, other) = (&controller.name, controller.nqn.as_deref().unwrap_or_default());
+                let what = format!("{name} is connected to {other}, which is named like it");
+                return Err(io::Error::other(format!(
+                    "{what}; disconnect it, or set fabric.nqn_prefix to what it was"
+                )));
+            }
             controllers.retain(|controller| self.machine.is_own(controller));
             let nameless = controllers.iter().filter(|controller| controller.nqn.is_none());
             let unexplained = nameless.clone().count() > connecting.len();
@@ -307,6 +320,7 @@ impl Fabric for NvmeFabric {
             if seen.size_bytes < device.size_bytes {
                 let (before_bytes, now_bytes) = (device.size_bytes, seen.size_bytes);
                 tracing::error!(%volume, before_bytes, now_bytes, "its device has shrunk");
+                return Ok(seen);
             }
             if seen.size_bytes >= at_least_bytes || Instant::now() >= until {
                 return Ok(seen);

@@ -93,6 +93,24 @@ impl Story {
         panic!("nothing is mounted at {}", path.display());
     }
 
+    /// Has the fake machine fail to change the mount at `path`, as long as the answer is a directory.
+    pub(crate) fn freeze_mount(&self, path: &Path) -> PathBuf {
+        let records = fs::read_dir(self.node.directory.join("machine/mounts")).unwrap();
+        let mut files = records.map(|entry| entry.unwrap().path());
+        let is_there = |file: &PathBuf| fs::read_to_string(file).unwrap().contains(&format!("{path:?}"));
+        let mut unfinished = files.find(is_there).unwrap().into_os_string();
+        unfinished.push("~");
+        fs::create_dir(&unfinished).unwrap();
+        unfinished.into()
+    }
+
+    /// Has the fake machine mount nothing.
+    pub(crate) fn forget_mounts(&self) {
+        for record in fs::read_dir(self.node.directory.join("machine/mounts")).unwrap() {
+            fs::remove_file(record.unwrap().path()).unwrap();
+        }
+    }
+
     /// How the fake machine mounts at `path`; empty if it does not.
     pub(crate) fn mount_at(&self, path: &Path) -> String {
         let records = fs::read_dir(self.node.directory.join("machine/mounts")).unwrap();

@@ -50,12 +50,14 @@ async fn a_connection_without_a_device_is_made_anew() {
 }
 
 #[tokio::test]
-async fn several_namespaces_are_not_connected() {
+async fn several_namespaces_are_no_device_and_stay_as_somebody_may_hold_one() {
     let setting = Setting::new();
-    setting.script([Outcome::Namespaces(2), Outcome::Namespaces(2)]);
+    setting.script([Outcome::Namespaces(2)]);
     let error = setting.fabric.connect(&connect()).await.unwrap_err().to_string();
     assert!(error.contains("several namespaces"), "{error}");
-    assert_eq!(setting.found().await, Observed::Absent);
+    let found = setting.fabric.find(&volume()).await;
+    setting.is_unknown(found, "several namespaces");
+    assert_eq!(setting.connects(), 1);
 }
 
 #[tokio::test]

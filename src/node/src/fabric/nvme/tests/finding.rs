@@ -105,6 +105,14 @@ async fn what_this_machine_has_connected_as_another_host_is_not_absent() {
 }
 
 #[tokio::test]
+async fn what_was_connected_under_another_prefix_is_not_absent() {
+    let setting = Setting::new();
+    let other = format!("nqn.1999-01.com.example:{}", volume());
+    add_controller(&setting.machine, "nvme2", &other, HOST, "live");
+    setting.is_unknown(setting.fabric.find(&volume()).await, "set fabric.nqn_prefix to what it was");
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_unknown() {
     for attribute in ["transport", "hostnqn", "subsysnqn", "state"] {
         let setting = Setting::new();
