@@ -205,3 +205,24 @@ async fn mount(arguments: &[&OsStr]) -> Result<(), ToolError> {
     tool::succeed("mount", arguments, Duration::from_millis(MOUNT_LIMIT_MS)).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use state_machine::VolumeId;
+
+    #[tokio::test]
+    async fn only_the_device_itself_is_held() {
+        // Any device node will do; this one is everywhere.
+        let device = |minor| Device {
+            volume: VolumeId::parse("pvc-1").unwrap(),
+            id: DeviceId::Number { major: 1, minor },
+            path: "/dev/null".into(),
+            size_bytes: 0,
+        };
+        let mounts = KernelMounts::default();
+        assert!(mounts.hold(&device(3)).await.is_ok());
+        let other = mounts.hold(&device(4)).await.unwrap_err().to_string();
+        assert!(other.contains("another device by now"), "{other}");
+    }
+}
