@@ -59,17 +59,25 @@ pub fn is_passing(status: &Status) -> bool {
 }
 
 /// Calls again and again until it works, as the sidecars do; an error that will not pass ends it.
-pub async fn insist<T, F>(what: &str, mut call: impl FnMut() -> F) -> Result<T>
+pub async fn insist<T, F>(what: &str, call: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let give_up = Instant::now() + Duration::from_millis(PATIENCE_MS);
+    insist_for(PATIENCE_MS, what, call).await
+}
+
+/// The same with another patience.
+pub async fn insist_for<T, F>(patience_ms: u64, what: &str, mut call: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let give_up = Instant::now() + Duration::from_millis(patience_ms);
     loop {
         match call().await {
             Ok(answer) => return Ok(answer),
             Err(status) if !is_passing(&status) => bail!("{what}: {status}"),
             Err(status) if Instant::now() >= give_up => {
-                bail!("{what}: still after {PATIENCE_MS} ms: {status}")
+                bail!("{what}: still after {patience_ms} ms: {status}")
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(RETRY_MS)).await,
         }
@@ -84,13 +92,22 @@ pub fn expect_unavailable<T: Debug>(what: &str, answer: Result<T, Status>) -> Re
 }
 
 /// Looks again and again until `look` finds something; what was wrong last is in the error.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-    let give_up = Instant::now() + Duration::from_millis(PATIENCE_MS);
+pub async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    eventually_within(PATIENCE_MS, what, look).await
+}
+
+/// The same with another patience.
+pub async fn eventually_within<T>(
+    patience_ms: u64,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T>,
+) -> Result<T> {
+    let give_up = Instant::now() + Duration::from_millis(patience_ms);
     loop {
         match look().await {
             Ok(found) => return Ok(found),
             Err(error) if Instant::now() >= give_up => {
-                return Err(error.context(format!("{what}: not after {PATIENCE_MS} ms")));
+                return Err(error.context(format!("{what}: not after {patience_ms} ms")));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(RETRY_MS)).await,
         }

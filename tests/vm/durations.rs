@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use node::Step;
 use tests::vm::{NODES, VmLab};
 
 /// The metric that a node plugin has of each step.
@@ -24,25 +25,46 @@ type Key = (&'static str, String);
 pub(crate) struct Durations {
     all: BTreeMap<Key, Total>,
     last: BTreeMap<Key, Total>,
+    /// Which start of each node's plugin the last ones are of.
+    starts: BTreeMap<&'static str, u32>,
 }
 
 impl Durations {
     /// Takes in what was counted since it was last asked.
     pub(crate) async fn look(&mut self, lab: &VmLab) -> Result<()> {
         for node in NODES {
-            for (step, now) in totals(&lab.metrics(node).await?) {
-                self.add((node, step), now);
-            }
+            let found = totals(&lab.metrics(node).await?);
+            self.add(node, lab.starts(node)?, found);
         }
         Ok(())
     }
 
-    fn add(&mut self, key: Key, now: Total) {
-        let last = self.last.insert(key.clone(), now).filter(|last| last.count <= now.count);
-        let last = last.unwrap_or_default();
-        let total = self.all.entry(key).or_default();
-        total.seconds += now.seconds - last.seconds;
-        total.count += now.count - last.count;
+    fn add(&mut self, node: &'static str, start: u32, found: BTreeMap<String, Total>) {
+        if self.starts.insert(node, start) != Some(start) {
+            self.last.retain(|(of, _), _| *of != node);
+        }
+        for (step, now) in found {
+            let key = (node, step);
+            let last = self.last.insert(key.clone(), now).unwrap_or_default();
+            let total = self.all.entry(key).or_default();
+            total.seconds += now.seconds - last.seconds;
+            total.count += now.count - last.count;
+        }
+    }
+
+    /// Fails unless each of `steps` was counted on each node.
+    pub(crate) fn expect(&self, steps: &[Step]) -> Result<()> {
+        for node in NODES {
+            for step in steps {
+                let found = self.all.get(&(node, step.name().to_owned()));
+                ensure!(
+                    found.is_some_and(|total| total.count > 0.0),
+                    "no {} on {node} was timed",
+                    step.name()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Prints the table.

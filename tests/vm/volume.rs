@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::csi::v1::volume_capability::access_mode::Mode;
@@ -12,7 +12,7 @@ use proto::csi::v1::{
     NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest, VolumeCapability,
 };
-use tests::requests::{MIB, delete, is_passing, unpublish, within};
+use tests::requests::{MIB, delete, insist_for, unpublish, within};
 use tests::vm::VmLab;
 use tonic::{Code, Status};
 
@@ -21,9 +21,6 @@ const CALL_MS: u64 = 120_000;
 
 /// How long a call is tried again while it says that it may pass, in milliseconds.
 const PATIENCE_MS: u64 = 120_000;
-
-/// Between two attempts, in milliseconds.
-const RETRY_MS: u64 = 200;
 
 /// What a volume is used as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,16 +103,25 @@ impl Volume {
         format!("/var/lib/kubelet/pods/{}/volume", self.id)
     }
 
-    /// `ControllerPublishVolume`.
-    pub(crate) async fn attach(&mut self, lab: &VmLab, node: &str) -> Result<()> {
-        let controller = lab.controller()?;
-        let request = ControllerPublishVolumeRequest {
+    fn attachment(&self, node: &str) -> ControllerPublishVolumeRequest {
+        ControllerPublishVolumeRequest {
             volume_id: self.id.clone(),
             node_id: node.to_owned(),
             volume_capability: Some(self.kind.capability()),
             volume_context: self.context.clone(),
             ..ControllerPublishVolumeRequest::default()
-        };
+        }
+    }
+
+    /// `ControllerPublishVolume`, once.
+    pub(crate) async fn try_attach(&self, lab: &VmLab, node: &str) -> Result<Result<(), Status>> {
+        Ok(lab.controller()?.publish(self.attachment(node)).await.map(drop))
+    }
+
+    /// `ControllerPublishVolume`, until it works.
+    pub(crate) async fn attach(&mut self, lab: &VmLab, node: &str) -> Result<()> {
+        let controller = lab.controller()?;
+        let request = self.attachment(node);
         let published = patiently("attach", || controller.publish(request.clone())).await?;
         self.attached.insert(node.to_owned(), published.publish_context);
         Ok(())
@@ -133,8 +139,8 @@ impl Volume {
         self.attached.get(node).cloned().with_context(|| format!("{} is not attached to {node}", self.id))
     }
 
-    /// `NodeStageVolume`, once. The directory is kubelet's to make.
-    pub(crate) async fn try_stage(&self, lab: &VmLab, node: &str) -> Result<Result<(), Status>> {
+    /// A call of `NodeStageVolume`. The directory is kubelet's to make.
+    async fn staging_call(&self, lab: &VmLab, node: &str) -> Result<impl AsyncFn() -> Result<(), Status>> {
         lab.guest(node)?.run(&["mkdir", "-p", &self.staging()]).await?;
         let request = NodeStageVolumeRequest {
             volume_id: self.id.clone(),
@@ -144,12 +150,19 @@ impl Volume {
             volume_context: self.context.clone(),
             ..NodeStageVolumeRequest::default()
         };
-        Ok(lab.csi_node(node)?.node_stage_volume(limited(request)).await.map(drop))
+        let client = lab.csi_node(node)?;
+        Ok(async move || client.clone().node_stage_volume(limited(request.clone())).await.map(drop))
+    }
+
+    /// `NodeStageVolume`, once.
+    pub(crate) async fn try_stage(&self, lab: &VmLab, node: &str) -> Result<Result<(), Status>> {
+        Ok(self.staging_call(lab, node).await?().await)
     }
 
     /// `NodeStageVolume`, until it works.
     pub(crate) async fn stage(&self, lab: &VmLab, node: &str) -> Result<()> {
-        patiently_tried("stage", || self.try_stage(lab, node)).await
+        let call = self.staging_call(lab, node).await?;
+        patiently("stage", || call()).await
     }
 
     /// `NodePublishVolume`, until it works. The directory above the target is kubelet's to make.
@@ -185,16 +198,23 @@ impl Volume {
         .await
     }
 
-    /// `NodeUnstageVolume`, once.
-    pub(crate) async fn try_unstage(&self, lab: &VmLab, node: &str) -> Result<Result<(), Status>> {
+    /// A call of `NodeUnstageVolume`.
+    fn unstaging_call(&self, lab: &VmLab, node: &str) -> Result<impl AsyncFn() -> Result<(), Status>> {
         let request =
             NodeUnstageVolumeRequest { volume_id: self.id.clone(), staging_target_path: self.staging() };
-        Ok(lab.csi_node(node)?.node_unstage_volume(limited(request)).await.map(drop))
+        let client = lab.csi_node(node)?;
+        Ok(async move || client.clone().node_unstage_volume(limited(request.clone())).await.map(drop))
+    }
+
+    /// `NodeUnstageVolume`, once.
+    pub(crate) async fn try_unstage(&self, lab: &VmLab, node: &str) -> Result<Result<(), Status>> {
+        Ok(self.unstaging_call(lab, node)?().await)
     }
 
     /// `NodeUnstageVolume`, until it works.
     pub(crate) async fn unstage(&self, lab: &VmLab, node: &str) -> Result<()> {
-        patiently_tried("unstage", || self.try_unstage(lab, node)).await
+        let call = self.unstaging_call(lab, node)?;
+        patiently("unstage", || call()).await
     }
 
     /// Attaches, stages and publishes it.
@@ -275,10 +295,10 @@ impl Volume {
     }
 
     /// `DeleteVolume`; the target must not serve it any more.
-    pub(crate) async fn delete(self, lab: &mut VmLab) -> Result<()> {
+    pub(crate) async fn delete(self, lab: &VmLab) -> Result<()> {
         let controller = lab.controller()?;
         patiently("delete", || controller.delete(delete(&self.id))).await?;
-        let served = lab.target().guest.run(&["ls", "/sys/kernel/config/nvmet/subsystems"]).await?;
+        let served = lab.target().run(&["ls", "/sys/kernel/config/nvmet/subsystems"]).await?;
         ensure!(!served.contains(&self.id), "{} is still served", self.id);
         Ok(())
     }
@@ -289,33 +309,11 @@ fn limited<T>(message: T) -> tonic::Request<T> {
 }
 
 /// Calls again and again until it works, as kubelet does; an error that will not pass ends it.
-pub(crate) async fn patiently<T, F>(what: &str, mut call: impl FnMut() -> F) -> Result<T>
+async fn patiently<T, F>(what: &str, call: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    patiently_tried(what, || {
-        let attempt = call();
-        async move { Ok(attempt.await) }
-    })
-    .await
-}
-
-/// The same with a call that the test itself may fail to make.
-async fn patiently_tried<T, F>(what: &str, mut call: impl FnMut() -> F) -> Result<T>
-where
-    F: Future<Output = Result<Result<T, Status>>>,
-{
-    let give_up = Instant::now() + Duration::from_millis(PATIENCE_MS);
-    loop {
-        match call().await? {
-            Ok(answer) => return Ok(answer),
-            Err(status) if !is_passing(&status) => bail!("{what}: {status}"),
-            Err(status) if Instant::now() >= give_up => {
-                bail!("{what}: still after {PATIENCE_MS} ms: {status}")
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(RETRY_MS)).await,
-        }
-    }
+    insist_for(PATIENCE_MS, what, call).await
 }
 
 /// Fails unless the answer is FAILED_PRECONDITION with all of `words` in it.

@@ -2,15 +2,18 @@
 //!
 //! Follows what hardware was seen to do: removing a disk leaves its file; removing or setting nothing succeeds; a
 //! slot or a file that exists is not added again; a pool without room says `not enough space`.
+//!
+//! - `exports`: how what is exported is really served
+
+mod exports;
 
 use std::collections::BTreeMap;
-use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backing::Backing;
 use crate::config::Pool;
-use crate::exporter::{Export, Exporter};
+use crate::exporter::Exporter;
 use crate::log::Effect;
 use crate::script::ast::Menu;
 use crate::script::value::Value;
@@ -122,61 +125,6 @@ impl Appliance {
         Self { contents, pools, backing, exporter: None }
     }
 
-    /// From now on its exports are real.
-    pub(crate) fn export_with(&mut self, exporter: Exporter) {
-        self.exporter = Some(exporter);
-    }
-
-    /// What it exports. A disk without a file has nothing to export.
-    pub(crate) fn exports(&self) -> Vec<Export> {
-        let exported = self.contents.disks.values().filter(|disk| disk.exported);
-        exported.filter_map(|disk| self.export_of(disk).ok()).collect()
-    }
-
-    fn export_of(&self, disk: &SimulatedDisk) -> Result<Export, Words> {
-        let file = self.backing.path(file_name(&disk.file_path))?.ok_or("failure: no backing file")?;
-        Ok(Export { nqn: disk.nqn.clone(), port: disk.nvme_port, file })
-    }
-
-    /// Exports nothing any more, as an appliance that is off.
-    pub(crate) fn withdraw_exports(&self) {
-        if let Some(Err(error)) = self.exporter.as_ref().map(Exporter::withdraw_all) {
-            tracing::warn!(%error, "simulated appliance cannot take back its exports");
-        }
-    }
-
-    /// Exports what it holds, as an appliance that comes up.
-    pub(crate) fn export_again(&self) {
-        if let Some(Err(error)) = self.exporter.as_ref().map(|exporter| exporter.export_all(&self.exports()))
-        {
-            tracing::warn!(%error, "simulated appliance cannot export what it holds");
-        }
-    }
-
-    /// Makes the real export of a disk follow its change from `before` to `after`, `None` being no disk.
-    fn follow(&self, before: Option<&SimulatedDisk>, after: Option<&SimulatedDisk>) -> Result<(), Words> {
-        let Some(exporter) = &self.exporter else { return Ok(()) };
-        let (before, after) = (before.filter(|disk| disk.exported), after.filter(|disk| disk.exported));
-        let moved = match (before, after) {
-            (Some(before), Some(after)) => before.nqn != after.nqn || before.nvme_port != after.nvme_port,
-            (None, _) | (_, None) => true,
-        };
-        let followed = || {
-            if let Some(before) = before.filter(|_| moved) {
-                exporter.withdraw(&before.nqn)?;
-            }
-            match after {
-                Some(after) if moved => exporter.export(&self.export_of(after).map_err(io::Error::other)?),
-                Some(after) => exporter.announce_size(&after.nqn),
-                None => Ok(()),
-            }
-        };
-        followed().map_err(|error: io::Error| {
-            tracing::warn!(%error, "simulated appliance cannot change an export");
-            format!("failure: {error}")
-        })
-    }
-
     pub(crate) fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -233,6 +181,7 @@ impl Appliance {
         };
         change(&mut disk, arguments)?;
         disk.exported &= may_export;
+        self.refuse_second_export(None, &disk)?;
         self.backing.resize(&name, size_bytes)?;
         if let Err(words) = self.follow(None, Some(&disk)) {
             self.backing.remove(&name)?;
@@ -251,6 +200,7 @@ impl Appliance {
         let before = self.contents.disks.get(&id).cloned().ok_or("no such item")?;
         let mut disk = before.clone();
         change(&mut disk, arguments)?;
+        self.refuse_second_export(Some(id), &disk)?;
         if let Some(value) = arguments.get("file-size") {
             let name = file_name(&disk.file_path).to_owned();
             let size_bytes = size(Some(value)).ok_or("invalid parameter")?;

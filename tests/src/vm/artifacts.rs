@@ -66,6 +66,18 @@ impl Artifacts {
         Ok(found)
     }
 
+    /// Where a lab has its files.
+    pub(super) fn lab(&self) -> PathBuf {
+        self.directory.join("lab")
+    }
+
+    /// Which emulator and which kernels these are, in a line.
+    pub fn versions(&self) -> Result<String> {
+        let path = self.directory.join("versions");
+        let text = fs::read_to_string(&path).with_context(|| format!("{}: {REMEDY}", path.display()))?;
+        Ok(text.lines().collect::<Vec<_>>().join(", "))
+    }
+
     fn programs(&self) -> PathBuf {
         self.directory.join("programs")
     }

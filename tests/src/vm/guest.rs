@@ -1,7 +1,7 @@
 //! The inside of a machine, as its agent shows it.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
@@ -10,15 +10,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::protocol::{LOG_DIRECTORY, Reply, Request};
+use crate::requests::eventually_within;
 
 /// How long a question that the agent answers by itself may take, in milliseconds.
 const QUESTION_MS: u64 = 20_000;
 
 /// How long a program may run, in milliseconds, unless its caller knows better. Ten times what it takes on a host.
 const RUN_MS: u64 = 90_000;
-
-/// Between two attempts to find something true, in milliseconds.
-const POLL_MS: u64 = 100;
 
 /// What a program that ran to its end left.
 #[derive(Debug, Clone)]
@@ -140,6 +138,14 @@ impl Guest {
         .await
     }
 
+    /// What all programs that were started have printed.
+    pub async fn logs(&self) -> Result<String> {
+        let argv = ["sh", "-euc", &format!("cat {LOG_DIRECTORY}/*.log")];
+        let output = self.try_run(&argv, "", Duration::from_millis(QUESTION_MS)).await?;
+        ensure!(output.status == Some(0), "{}: its logs: {}", self.name, output.stderr);
+        Ok(output.stdout)
+    }
+
     /// What a program that was started has printed.
     pub async fn log(&self, name: &str) -> Result<String> {
         self.run(&["cat", &format!("{LOG_DIRECTORY}/{name}.log")]).await
@@ -150,18 +156,9 @@ impl Guest {
         &self,
         what: &str,
         limit_ms: u64,
-        mut look: impl AsyncFnMut() -> Result<T>,
+        look: impl AsyncFnMut() -> Result<T>,
     ) -> Result<T> {
-        let give_up = Instant::now() + Duration::from_millis(limit_ms);
-        loop {
-            match look().await {
-                Ok(found) => return Ok(found),
-                Err(error) if Instant::now() >= give_up => {
-                    return Err(error.context(format!("{}: {what}: not after {limit_ms} ms", self.name)));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(POLL_MS)).await,
-            }
-        }
+        eventually_within(limit_ms, &format!("{}: {what}", self.name), look).await
     }
 
     /// Waits until the agent answers.

@@ -1,36 +1,32 @@
 //! Three controllers on the host, the simulated appliance in one machine, a node plugin in each of two others.
 
-use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::csi::v1::node_client::NodeClient;
 use rds_csi::certificates::{Authority, Owner};
 use rds_csi::dev::{ApplianceElsewhere, Cluster};
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+use super::alarms::Alarms;
 use super::artifacts::{Artifacts, Kernel};
-use super::guest::{Guest, Relay};
+use super::directory::LabDirectory;
+use super::guest::Guest;
 use super::initrd;
-use super::machine::{Machine, MachineSettings};
+use super::machines::{Maker, Vm, free_port, initrd_path};
 use crate::Csi;
 use crate::lab::controller_address;
 
 /// The machine with the simulated appliance.
-pub const TARGET: &str = "target";
+const TARGET: &str = "target";
 
 /// The machines with a node plugin, which are also their node ids. The first runs the newer kernel.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
-
-/// The target's address on the network between the machines.
-const TARGET_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// The host, as the emulator's own network shows it to guests: its loopback.
 const HOST_FROM_GUEST: &str = "10.0.2.2";
@@ -48,9 +44,6 @@ const DISK_OPTIONS: &str = "sync";
 /// Where the target mounts it, and what is `/` to the simulated appliance.
 const APPLIANCE: &str = "/appliance";
 
-/// How long a machine may take to boot, in milliseconds. It takes 3 to 10 s, more while others compile.
-const BOOT_MS: u64 = 120_000;
-
 /// How long a program in a guest may take to be ready, in milliseconds.
 const READY_MS: u64 = 60_000;
 
@@ -66,19 +59,6 @@ const NODE_PLUGIN: &str = "rds-csi-node";
 /// What the simulated appliance's process is called.
 const SIMULATOR: &str = "simulator";
 
-/// What a kernel or one of our programs prints when it is broken.
-const ALARMS: &[&str] = &[
-    "Kernel panic",
-    "BUG:",
-    "Oops",
-    "general protection fault",
-    "blocked for more than",
-    "soft lockup",
-    "rcu_sched self-detected stall",
-    "panicked at",
-    "cannot load",
-];
-
 /// Lines of each log that are shown when something failed.
 const LOG_LINES_SHOWN: usize = 60;
 
@@ -89,17 +69,6 @@ pub struct NodeOptions {
     pub settings: String,
 }
 
-/// A machine and its inside.
-#[derive(Debug)]
-pub struct Vm {
-    /// The machine.
-    pub machine: Machine,
-    /// Its inside.
-    pub guest: Guest,
-    address: Ipv4Addr,
-    csi: Option<Relay>,
-}
-
 /// All of it.
 #[derive(Debug)]
 pub struct VmLab {
@@ -107,27 +76,32 @@ pub struct VmLab {
     nodes: Vec<Vm>,
     cluster: Cluster,
     ssh: SocketAddr,
-    // Dropped last: nothing may still run when its files go.
-    _directory: TempDir,
+    artifacts: Artifacts,
+    alarms: Alarms,
+    // Dropped last: nothing may still run when another lab may claim it.
+    _directory: LabDirectory,
 }
 
 impl VmLab {
-    /// Boots and starts everything; returns once every program is ready.
-    pub async fn start() -> Result<Self> {
-        let artifacts = Artifacts::find()?;
-        let directory = tempfile::Builder::new().prefix("rds-csi-vm-").tempdir()?;
+    /// Boots and starts everything; returns once every program is ready. If that fails, all logs are printed.
+    pub async fn start(artifacts: Artifacts) -> Result<Self> {
+        let directory = LabDirectory::claim(artifacts.lab())?;
         for kernel in [Kernel::Old, Kernel::New] {
             initrd::write(&artifacts, kernel, &initrd_path(directory.path(), kernel))?;
         }
         let ssh = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let segment_port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let maker = Maker { artifacts: &artifacts, directory: directory.path(), segment_port };
-        let target = maker.target(ssh.port())?;
-        let mut nodes = vec![maker.node(NODES[0], 11, Kernel::New)?, maker.node(NODES[1], 12, Kernel::Old)?];
+        let to_ssh = (ssh.port(), SSH_PORT);
+        let target = maker.vm_with_disk(TARGET, 1, Kernel::New, SIMULATOR, DISK_BYTES, to_ssh)?;
+        let mut nodes = vec![
+            maker.vm(NODES[0], 11, Kernel::New, NODE_PLUGIN)?,
+            maker.vm(NODES[1], 12, Kernel::Old, NODE_PLUGIN)?,
+        ];
         for node in &mut nodes {
             node.machine.start()?;
         }
-        let appliance = ApplianceElsewhere { ssh, nvme_address: TARGET_ADDRESS.into() };
+        let appliance = ApplianceElsewhere { ssh, nvme_address: target.address.into() };
         let cluster = Cluster::builder()
             .directory(directory.path().join("cluster"))
             .nodes(0)
@@ -135,13 +109,27 @@ impl VmLab {
             .appliance_elsewhere(appliance)
             .start()
             .await?;
-        let mut lab = Self { target, nodes, cluster, ssh, _directory: directory };
-        lab.start_target().await?;
-        for name in NODES {
-            lab.prepare_node(name).await?;
-            lab.start_node(name, &NodeOptions::default()).await?;
+        let alarms = Alarms::default();
+        let mut lab = Self { target, nodes, cluster, ssh, artifacts, alarms, _directory: directory };
+        if let Err(error) = lab.start_programs().await {
+            lab.print_logs().await;
+            return Err(error);
         }
         Ok(lab)
+    }
+
+    async fn start_programs(&mut self) -> Result<()> {
+        self.start_target().await?;
+        for name in NODES {
+            self.prepare_node(name).await?;
+            self.start_node(name, &NodeOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// What it was made from.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
     }
 
     /// The controllers.
@@ -155,23 +143,24 @@ impl VmLab {
         Ok(Csi::new(self.cluster.csi_controller(&name)?, self.cluster.csi_identity(&name)?))
     }
 
-    /// The machine with the simulated appliance.
-    pub fn target(&mut self) -> &mut Vm {
-        &mut self.target
-    }
-
-    /// The machine of a node.
-    pub fn vm(&mut self, name: &str) -> Result<&mut Vm> {
-        self.nodes
-            .iter_mut()
-            .find(|vm| vm.guest.name() == name)
-            .with_context(|| format!("there is no node {name}"))
+    /// The inside of the machine with the simulated appliance.
+    pub fn target(&self) -> Guest {
+        self.target.guest.clone()
     }
 
     /// The inside of a node.
     pub fn guest(&self, name: &str) -> Result<Guest> {
+        Ok(self.node(name)?.guest.clone())
+    }
+
+    fn node(&self, name: &str) -> Result<&Vm> {
         let vm = self.nodes.iter().find(|vm| vm.guest.name() == name);
-        Ok(vm.with_context(|| format!("there is no node {name}"))?.guest.clone())
+        vm.with_context(|| format!("there is no node {name}"))
+    }
+
+    fn node_mut(&mut self, name: &str) -> Result<&mut Vm> {
+        let vm = self.nodes.iter_mut().find(|vm| vm.guest.name() == name);
+        vm.with_context(|| format!("there is no node {name}"))
     }
 
     /// CSI's Node service of a node.
@@ -182,8 +171,7 @@ impl VmLab {
 
     /// Where on the host a node's CSI services are reached.
     pub fn csi_address(&self, name: &str) -> Result<SocketAddr> {
-        let vm = self.nodes.iter().find(|vm| vm.guest.name() == name);
-        let relay = vm.and_then(|vm| vm.csi.as_ref());
+        let relay = self.node(name)?.csi.as_ref();
         Ok(relay.with_context(|| format!("{name} was not prepared"))?.address())
     }
 
@@ -191,8 +179,8 @@ impl VmLab {
     /// host that comes between two exports is refused, and the newer kernel then gives its connection up for good.
     pub async fn start_target(&mut self) -> Result<()> {
         self.target.machine.start()?;
-        let guest = self.target.guest.clone();
-        guest.wait_until_up(BOOT_MS).await?;
+        self.target.wait_until_up().await?;
+        let guest = self.target();
         guest.sh(&format!("mkdir -p {APPLIANCE} && mount -o {DISK_OPTIONS} /dev/vda {APPLIANCE}")).await?;
         let keys = self.cluster.directory().join("ssh");
         let read =
@@ -208,18 +196,17 @@ impl VmLab {
             .await?;
         let ssh = self.ssh;
         let limit = Duration::from_millis(READY_MS);
-        guest
-            .eventually("SSH is served", READY_MS, async || {
-                // The emulator accepts before the guest does; only its greeting is the server's.
-                let greeting = async {
-                    let mut greeting = [0; 4];
-                    TcpStream::connect(ssh).await?.read_exact(&mut greeting).await?;
-                    std::io::Result::Ok(greeting)
-                };
-                ensure!(timeout(limit, greeting).await?? == *b"SSH-", "it is no SSH server");
-                Ok(())
-            })
-            .await?;
+        let ready = guest.eventually("SSH is served", READY_MS, async || {
+            // The emulator accepts before the guest does; only its greeting is the server's.
+            let greeting = async {
+                let mut greeting = [0; 4];
+                TcpStream::connect(ssh).await?.read_exact(&mut greeting).await?;
+                std::io::Result::Ok(greeting)
+            };
+            ensure!(timeout(limit, greeting).await?? == *b"SSH-", "it is no SSH server");
+            Ok(())
+        });
+        self.target.wait_until_ready(ready).await?;
         self.target.join_segment().await
     }
 
@@ -228,10 +215,10 @@ impl VmLab {
         let certificates = self.cluster.directory().join("certificates");
         let authority = Authority::open_or_create(&certificates)?;
         let files = authority.files(&Owner::Node(name.to_owned()), name)?;
-        let vm = self.vm(name)?;
-        let guest = vm.guest.clone();
-        guest.wait_until_up(BOOT_MS).await?;
+        let vm = self.node_mut(name)?;
+        vm.wait_until_up().await?;
         vm.join_segment().await?;
+        let guest = vm.guest.clone();
         if vm.csi.is_none() {
             vm.csi = Some(guest.relay(CSI_SOCKET).await?);
         }
@@ -266,12 +253,17 @@ impl VmLab {
                 &["/bin/rds-csi", "--log", "info", "node", "--config", "/etc/rds-csi/node.toml"],
             )
             .await?;
-        guest
-            .eventually("the node plugin is ready", READY_MS, async || {
-                guest.run(&["wget", "-q", "-O", "-", &format!("http://{METRICS_ADDRESS}/readyz")]).await
-            })
-            .await?;
-        Ok(())
+        let ready = guest.eventually("the node plugin is ready", READY_MS, async || {
+            guest.run(&["wget", "-q", "-O", "-", &format!("http://{METRICS_ADDRESS}/readyz")]).await
+        });
+        let vm = self.node_mut(name)?;
+        vm.starts += 1;
+        vm.wait_until_ready(ready).await.map(drop)
+    }
+
+    /// How often a node's plugin was started: each counts anew.
+    pub fn starts(&self, name: &str) -> Result<u32> {
+        Ok(self.node(name)?.starts)
     }
 
     /// SIGKILL to a node's plugin if it still runs, and a new one in its place.
@@ -292,28 +284,39 @@ impl VmLab {
 
     /// Pulls a node's plug, boots it again, and starts its plugin.
     pub async fn reboot_node(&mut self, name: &str) -> Result<()> {
-        let vm = self.vm(name)?;
-        vm.machine.kill()?;
-        vm.machine.start()?;
+        let node = self.nodes.iter_mut().find(|vm| vm.guest.name() == name);
+        pull_plug(node.with_context(|| format!("there is no node {name}"))?, &mut self.alarms).await?;
+        self.boot_node(name).await
+    }
+
+    async fn boot_node(&mut self, name: &str) -> Result<()> {
+        self.node_mut(name)?.machine.start()?;
         self.prepare_node(name).await?;
         self.start_node(name, &NodeOptions::default()).await
     }
 
-    /// Switches on and starts whatever does not run, so that one case's end is the next one's beginning.
-    pub async fn mend(&mut self) -> Result<()> {
+    /// Pulls the target's plug, and brings it back.
+    pub async fn restart_target(&mut self) -> Result<()> {
+        pull_plug(&mut self.target, &mut self.alarms).await?;
+        self.start_target().await
+    }
+
+    /// Switches on and starts whatever does not run, so that one case's end is the next one's beginning. It is an
+    /// alarm that there is such a thing, unless the last case `failed`: then that has left it.
+    pub async fn mend(&mut self, failed: bool) -> Result<()> {
+        if !failed {
+            self.look_for_stopped().await;
+        }
         if !self.target.machine.is_on() {
             self.start_target().await?;
         }
         for name in NODES {
-            let vm = self.vm(name)?;
-            if !vm.machine.is_on() {
-                vm.machine.start()?;
-                self.prepare_node(name).await?;
-                self.start_node(name, &NodeOptions::default()).await?;
+            if !self.node_mut(name)?.machine.is_on() {
+                self.boot_node(name).await?;
             } else if self.node_ended(name).await?.is_some() {
                 self.start_node(name, &NodeOptions::default()).await?;
             }
-            self.vm(name)?.join_segment().await?;
+            self.node(name)?.join_segment().await?;
         }
         Ok(())
     }
@@ -324,26 +327,48 @@ impl VmLab {
         self.guest(name)?.run(&["wget", "-q", "-O", "-", &address]).await
     }
 
-    /// All that is wrong with the machines by what they say: alarms on a console or in a program's log.
-    pub async fn alarms(&mut self) -> Vec<String> {
-        let mut found = Vec::new();
+    /// Looks for alarms in all consoles and logs, and, unless the last case `failed`, at whether everything runs.
+    pub async fn look_for_alarms(&mut self, failed: bool) {
         for vm in std::iter::once(&mut self.target).chain(&mut self.nodes) {
-            let mut text = vm.machine.console();
-            text.push_str(&vm.logs().await);
-            let lines = text.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm)));
-            found.extend(lines.map(|line| format!("{}: {}", vm.guest.name(), line.trim())));
-            if !vm.machine.is_on() {
-                found.push(format!("{}: the machine is off", vm.guest.name()));
+            look_for_alarms(vm, &mut self.alarms).await;
+        }
+        for name in self.cluster.controllers() {
+            match fs::read(self.cluster.log_path(&name)) {
+                Ok(log) => self.alarms.look(&name, &String::from_utf8_lossy(&log)),
+                Err(error) => self.alarms.raise(format!("{name}: its log cannot be read: {error}")),
             }
         }
-        found
+        if !failed {
+            self.look_for_stopped().await;
+        }
+    }
+
+    async fn look_for_stopped(&mut self) {
+        for vm in std::iter::once(&mut self.target).chain(&mut self.nodes) {
+            if let Some(stopped) = vm.stopped().await {
+                self.alarms.raise(stopped);
+            }
+        }
+        for name in self.cluster.controllers() {
+            if self.cluster.pid(&name).is_none() {
+                self.alarms.raise(format!("{name} has ended"));
+            }
+        }
+    }
+
+    /// All alarms so far.
+    pub fn alarms(&self) -> &[String] {
+        self.alarms.found()
     }
 
     /// Prints the ends of all logs.
     pub async fn print_logs(&mut self) {
-        for vm in std::iter::once(&mut self.target).chain(&mut self.nodes) {
-            print_end(&format!("{}'s console", vm.guest.name()), &vm.machine.console());
-            print_end(&format!("{}'s programs' logs", vm.guest.name()), &vm.logs().await);
+        for vm in std::iter::once(&self.target).chain(&self.nodes) {
+            let name = vm.guest.name();
+            print_end(&format!("what QEMU says of {name}"), &vm.machine.qemu_log());
+            print_end(&format!("{name}'s console"), &vm.machine.console());
+            let logs = vm.guest.logs().await.unwrap_or_else(|error| format!("no logs: {error:#}"));
+            print_end(&format!("{name}'s programs' logs"), &logs);
         }
         for name in self.cluster.controllers() {
             let log = fs::read_to_string(self.cluster.log_path(&name)).unwrap_or_default();
@@ -352,73 +377,23 @@ impl VmLab {
     }
 }
 
-impl Vm {
-    /// Gives the machine its address on the network between the machines.
-    async fn join_segment(&self) -> Result<()> {
-        let script = format!("ip addr replace {}/24 dev eth1; ip link set eth1 up", self.address);
-        self.guest.sh(&script).await.map(drop)
+/// Looks for alarms on a machine's console and, while it is on, in the logs in it.
+async fn look_for_alarms(vm: &mut Vm, alarms: &mut Alarms) {
+    let name = vm.guest.name();
+    alarms.look(name, &vm.machine.console());
+    if !vm.machine.is_on() {
+        return;
     }
-
-    /// What its programs printed; nothing if nobody answers.
-    async fn logs(&mut self) -> String {
-        if !self.machine.is_on() {
-            return String::new();
-        }
-        self.guest.sh("cat /log/*.log").await.unwrap_or_else(|error| format!("no logs: {error:#}"))
+    match vm.guest.logs().await {
+        Ok(logs) => alarms.look(name, &logs),
+        Err(error) => alarms.raise(format!("{name}: nobody answers: {error:#}")),
     }
 }
 
-/// Makes machines of one lab.
-struct Maker<'a> {
-    artifacts: &'a Artifacts,
-    directory: &'a Path,
-    segment_port: u16,
-}
-
-impl Maker<'_> {
-    fn target(&self, ssh_port: u16) -> Result<Vm> {
-        let disk = self.directory.join("appliance.img");
-        File::create(&disk)?.set_len(DISK_BYTES)?;
-        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk).status();
-        ensure!(made.context("run mkfs.ext4")?.success(), "cannot make the target's disk");
-        let mut settings = self.settings(TARGET, 1, Kernel::New)?;
-        settings.disk = Some(disk);
-        settings.forwards = vec![(ssh_port, SSH_PORT)];
-        Ok(self.vm(settings, TARGET_ADDRESS))
-    }
-
-    fn node(&self, name: &str, number: u8, kernel: Kernel) -> Result<Vm> {
-        Ok(self.vm(self.settings(name, number, kernel)?, Ipv4Addr::new(10, 0, 0, number)))
-    }
-
-    fn settings(&self, name: &str, number: u8, kernel: Kernel) -> Result<MachineSettings> {
-        Ok(MachineSettings {
-            name: name.to_owned(),
-            kernel,
-            initrd: initrd_path(self.directory, kernel),
-            agent_port: free_port()?,
-            forwards: Vec::new(),
-            segment_port: self.segment_port,
-            number,
-            disk: None,
-            directory: self.directory.to_owned(),
-        })
-    }
-
-    fn vm(&self, settings: MachineSettings, address: Ipv4Addr) -> Vm {
-        let agent = SocketAddr::from((Ipv4Addr::LOCALHOST, settings.agent_port));
-        let guest = Guest::new(&settings.name, agent);
-        Vm { machine: Machine::new(self.artifacts, settings), guest, address, csi: None }
-    }
-}
-
-fn initrd_path(directory: &Path, kernel: Kernel) -> std::path::PathBuf {
-    directory.join(format!("{}.cpio", kernel.name()))
-}
-
-/// A TCP port that nobody listens on now.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// Pulls a machine's plug, after what its logs have to say: they are in its memory.
+async fn pull_plug(vm: &mut Vm, alarms: &mut Alarms) -> Result<()> {
+    look_for_alarms(vm, alarms).await;
+    vm.machine.kill()
 }
 
 fn simulator_settings(authorized_key: &str) -> String {

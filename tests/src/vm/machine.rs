@@ -3,21 +3,22 @@
 //! It has a network of its own to the host (`eth0`, user mode: the host is 10.0.2.2, and some of its ports lead in)
 //! and one to the other machines (`eth1`, frames over multicast on loopback). Its life cycle is that of a machine with
 //! a power switch: [`start`](Machine::start), and [`kill`](Machine::kill), which is pulling the plug. No machine
-//! outlives the test, nor [`LIFETIME_LIMIT_S`].
+//! outlives the test: the kernel kills it when what started it ends, however that ended.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::time::sleep;
 
 use super::artifacts::{Artifacts, Kernel};
 use super::protocol::AGENT_PORT;
 
-/// How long a machine may live, in seconds, whatever becomes of the test.
-const LIFETIME_LIMIT_S: u64 = 1_200;
+/// How often a machine is looked at while it should be on, in milliseconds.
+const POLL_MS: u64 = 100;
 
 /// Memory of a machine, in MiB.
 const MEMORY_MIB: u32 = 768;
@@ -29,35 +30,36 @@ const SEGMENT_GROUP: &str = "230.0.0.1";
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable \
                                 no_timer_check random.trust_cpu=on audit=0 apparmor=0";
 
-/// Runs what follows so that it is killed when what started it ends, however that ended.
+/// Becomes what follows, which is killed when what started it ends, however that ended. So QEMU itself is the child
+/// that is killed and waited for: once it is gone, nothing writes to its disk or answers at its ports any more.
 const WITH_PARENT: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
 
 /// How a machine is made.
 #[derive(Debug, Clone)]
-pub struct MachineSettings {
+pub(super) struct MachineSettings {
     /// Its name, also of its files.
-    pub name: String,
+    pub(super) name: String,
     /// What it boots.
-    pub kernel: Kernel,
+    pub(super) kernel: Kernel,
     /// Its initial RAM disk.
-    pub initrd: PathBuf,
+    pub(super) initrd: PathBuf,
     /// The host's port that leads to its agent.
-    pub agent_port: u16,
+    pub(super) agent_port: u16,
     /// More ports of the host, and where they lead.
-    pub forwards: Vec<(u16, u16)>,
+    pub(super) forwards: Vec<(u16, u16)>,
     /// The port of the multicast group that the machines share.
-    pub segment_port: u16,
+    pub(super) segment_port: u16,
     /// Tells its network cards from those of the others.
-    pub number: u8,
+    pub(super) number: u8,
     /// A file that is its disk `/dev/vda`.
-    pub disk: Option<PathBuf>,
+    pub(super) disk: Option<PathBuf>,
     /// Where its files are.
-    pub directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 /// A virtual machine, running or not.
 #[derive(Debug)]
-pub struct Machine {
+pub(super) struct Machine {
     artifacts: Artifacts,
     settings: MachineSettings,
     child: Option<Child>,
@@ -65,14 +67,23 @@ pub struct Machine {
 
 impl Machine {
     /// A machine that is off.
-    pub fn new(artifacts: &Artifacts, settings: MachineSettings) -> Self {
+    pub(super) fn new(artifacts: &Artifacts, settings: MachineSettings) -> Self {
         Self { artifacts: artifacts.clone(), settings, child: None }
     }
 
     /// What it wrote to its serial console, over all its boots.
-    pub fn console(&self) -> String {
+    pub(super) fn console(&self) -> String {
         let bytes = fs::read(self.console_path()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// What QEMU itself complained about.
+    pub(super) fn qemu_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.qemu_log_path()).unwrap_or_default()).into_owned()
+    }
+
+    fn qemu_log_path(&self) -> PathBuf {
+        self.settings.directory.join(format!("{}.qemu", self.settings.name))
     }
 
     fn console_path(&self) -> PathBuf {
@@ -80,23 +91,22 @@ impl Machine {
     }
 
     /// Switches it on. Does not wait until it is up.
-    pub fn start(&mut self) -> Result<()> {
+    pub(super) fn start(&mut self) -> Result<()> {
         if self.is_on() {
             bail!("{} is on already", self.settings.name);
         }
-        let log = self.settings.directory.join(format!("{}.qemu", self.settings.name));
-        let log = OpenOptions::new().create(true).append(true).open(&log).context("open QEMU's log")?;
+        let log = OpenOptions::new().create(true).append(true).open(self.qemu_log_path());
+        let log = log.context("open QEMU's log")?;
         let [first, rest @ ..] = WITH_PARENT;
         let child = Command::new(first)
             .args(rest)
-            .args(["timeout", "--kill-after=5", &LIFETIME_LIMIT_S.to_string()])
-            .args(WITH_PARENT)
             .arg(self.artifacts.qemu())
             .args(self.arguments()?)
             .env("LD_LIBRARY_PATH", self.artifacts.libraries())
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("open QEMU's log")?)
             .stderr(log)
+            // An interruption at the terminal is for the test, not for it.
             .process_group(0)
             .spawn()
             .context("start QEMU")?;
@@ -142,25 +152,22 @@ impl Machine {
     }
 
     /// Whether it is on.
-    pub fn is_on(&mut self) -> bool {
+    pub(super) fn is_on(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Pulls the plug; returns once it is off.
-    pub fn kill(&mut self) -> Result<()> {
-        let Some(child) = &mut self.child else { return Ok(()) };
-        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("not a process id")?;
-        if matches!(child.try_wait(), Ok(None)) {
-            kill_process_group(group, Signal::KILL).context("kill QEMU")?;
+    /// Returns once it is off.
+    pub(super) async fn goes_off(&mut self) {
+        while self.is_on() {
+            sleep(Duration::from_millis(POLL_MS)).await;
         }
-        child.wait().context("wait for QEMU's end")?;
-        self.child = None;
-        Ok(())
     }
 
-    /// Its settings.
-    pub fn settings(&self) -> &MachineSettings {
-        &self.settings
+    /// Pulls the plug; returns once it is off.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        child.kill().context("kill QEMU")?;
+        child.wait().context("wait for QEMU's end").map(drop)
     }
 }
 

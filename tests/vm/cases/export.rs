@@ -1,5 +1,7 @@
 //! What the lab itself stands on.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use tests::requests::MIB;
 use tests::vm::{NODES, VmLab};
@@ -14,8 +16,11 @@ const CONNECT: &str = r#"
     instance=${answer#instance=}
     echo "${instance%%,*}""#;
 
+/// How long a connect may take until it is refused.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+
 /// What the simulated appliance says that it exports, a kernel that knows nothing of this driver can use: it connects,
-/// formats, mounts, sees the size change, and loses it once the volume is deleted.
+/// formats, mounts, sees the size change, and loses it once the volume is deleted. Nothing is left in the target then.
 pub(super) async fn is_real(lab: &mut VmLab) -> Result<()> {
     for node in NODES {
         let guest = lab.guest(node)?;
@@ -45,9 +50,20 @@ pub(super) async fn is_real(lab: &mut VmLab) -> Result<()> {
         let device = format!("/dev/{}", volume.device(lab, node).await?);
         ensure!(guest.run(&["sh", "-euc", read, &device]).await? == "text", "the file is not what it was");
         guest.sh(&format!("echo 1 >/sys/class/nvme/nvme{again}/delete_controller")).await?;
+        // Whatever took the export away, the next change of its disk brings it back.
+        let target = lab.target();
+        target.run(&["sh", "-euc", "rm /sys/kernel/config/nvmet/ports/*/subsystems/\"$0\"", &nqn]).await?;
+        volume.grow_export(lab, wanted + 64 * MIB).await?;
+        let again = guest.run(&["sh", "-euc", CONNECT, &nqn]).await?;
+        guest.sh(&format!("echo 1 >/sys/class/nvme/nvme{again}/delete_controller")).await?;
         volume.delete(lab).await?;
-        let refused = guest.run(&["sh", "-euc", CONNECT, &nqn]).await;
-        ensure!(refused.is_err(), "a deleted volume accepts a connection: {refused:?}");
+        let ports = target.sh("ls /sys/kernel/config/nvmet/ports").await?;
+        ensure!(ports.is_empty(), "ports without an export are left: {ports}");
+        let refused = guest.try_run(&["sh", "-euc", CONNECT, &nqn], "", CONNECT_LIMIT).await?;
+        ensure!(
+            refused.status.is_some_and(|status| status != 0),
+            "a deleted volume accepts a connection: {refused:?}"
+        );
     }
     Ok(())
 }

@@ -3,13 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use tests::requests::unpublish;
 use tests::vm::{Guest, NODES, NodeOptions, VmLab};
+use tonic::{Code, Status};
 
 use super::life_cycle::{expect_checksum, write_noise};
 use super::outage::{SOON_GIVEN_UP, lose_for_good};
+use crate::holder::Holder;
 use crate::volume::{Kind, Volume, expect_refused};
-
-/// What the process that holds something is called.
-const HOLDER: &str = "holder";
 
 /// How long the node may take to find and mend something, in milliseconds.
 const MENDING_MS: u64 = 60_000;
@@ -23,13 +22,17 @@ pub(super) async fn detached_without_unstage(lab: &mut VmLab) -> Result<()> {
     let guest = lab.guest(node)?;
     let mut volume = Volume::create(lab, "left-behind", Kind::Block, &[]).await?;
     volume.bring(lab, node).await?;
-    guest.spawn(HOLDER, &["sh", "-euc", "exec 3<\"$0\"; exec sleep 10000", &volume.target()]).await?;
-    guest.eventually("the holder holds", 10_000, async || guest.run(&["pidof", "sleep"]).await).await?;
+    let holder = Holder::of(lab, node, &volume.target()).await?;
 
     let refused = lab.controller()?.unpublish(unpublish(&volume.id, node)).await;
-    ensure!(refused.is_err(), "it is detached while {node} holds it");
-    let pid = guest.run(&["pidof", "sleep"]).await?;
-    let left = format!("it is held by process {pid} (sleep)");
+    // Not proven, or proven not to be: both say that the volume is not free.
+    let code = refused.as_ref().err().map(Status::code);
+    ensure!(
+        matches!(code, Some(Code::Unavailable | Code::FailedPrecondition)),
+        "it is detached while {node} holds it: {refused:?}"
+    );
+    expect_refused(volume.try_attach(lab, other).await?, &[node])?;
+    let left = format!("it is held by process {} (sleep)", holder.pid());
     guest
         .eventually("the node finds it held", MENDING_MS, async || {
             lab.node_log(node).await?.contains(&left).then_some(()).context("it does not say so")
@@ -37,7 +40,7 @@ pub(super) async fn detached_without_unstage(lab: &mut VmLab) -> Result<()> {
         .await?;
     volume.device(lab, node).await.context("it is cut while it is held")?;
 
-    guest.kill(HOLDER).await?;
+    holder.release().await?;
     volume.unpublish(lab, node).await?;
     volume.detach(lab, node).await?;
     volume.expect_gone(lab, node).await?;
@@ -57,13 +60,12 @@ pub(super) async fn stale_mount_that_is_used(lab: &mut VmLab) -> Result<()> {
     let file = format!("{}/noise", volume.target());
     let written = write_noise(lab, node, &file).await?;
     let staged_file = format!("{}/noise", volume.staging());
-    guest.spawn(HOLDER, &["sh", "-euc", "exec 3<\"$0\"; exec sleep 10000", &staged_file]).await?;
-    guest.eventually("the holder holds", 10_000, async || guest.run(&["pidof", "sleep"]).await).await?;
+    let holder = Holder::of(lab, node, &staged_file).await?;
     lose_for_good(lab, node, &volume).await?;
 
     expect_refused(volume.try_stage(lab, node).await?, &[&volume.staging(), "stale mount"])?;
-    ensure!(is_mounted(&guest, &volume.staging()).await?, "it was taken away under {HOLDER}");
-    guest.kill(HOLDER).await?;
+    ensure!(is_mounted(&guest, &volume.staging()).await?, "it was taken away under its user");
+    holder.release().await?;
     volume.unpublish(lab, node).await?;
     volume.stage(lab, node).await?;
     volume.publish(lab, node).await?;

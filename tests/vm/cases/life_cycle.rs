@@ -8,21 +8,27 @@ use crate::volume::{Kind, Volume};
 /// How much is written, in MiB.
 const WRITTEN_MIB: u64 = 4;
 
-/// Fills `path` with noise and makes it durable; its checksum.
+/// Fills `path` with noise and makes it durable; its checksum, of the noise as it was before it was written. What the
+/// appliance has then is the same.
 pub(super) async fn write_noise(lab: &VmLab, node: &str, path: &str) -> Result<String> {
-    let guest = lab.guest(node)?;
-    let count = format!("count={WRITTEN_MIB}");
-    let of = format!("of={path}");
-    guest.run(&["dd", "if=/dev/urandom", &of, "bs=1M", &count, "conv=notrunc,fsync"]).await?;
-    checksum(lab, node, path).await
+    let script = r#"
+        set -o pipefail
+        dd if=/dev/urandom of=/tmp/noise bs=1M count="$1"
+        dd if=/tmp/noise of="$0" bs=1M conv=notrunc,fsync
+        sha256sum </tmp/noise
+        rm /tmp/noise"#;
+    let written = lab.guest(node)?.run(&["sh", "-euc", script, path, &WRITTEN_MIB.to_string()]).await?;
+    expect_checksum(lab, node, path, &written).await?;
+    Ok(written)
 }
 
 /// The checksum of what [`write_noise`] wrote, read from the appliance and not from this node's memory.
-pub(super) async fn checksum(lab: &VmLab, node: &str, path: &str) -> Result<String> {
+async fn checksum(lab: &VmLab, node: &str, path: &str) -> Result<String> {
     let script = r#"
+        set -o pipefail
         sync
         echo 3 >/proc/sys/vm/drop_caches
-        dd if="$0" bs=1M count="$1" 2>/dev/null | sha256sum"#;
+        dd if="$0" bs=1M count="$1" | sha256sum"#;
     lab.guest(node)?.run(&["sh", "-euc", script, path, &WRITTEN_MIB.to_string()]).await
 }
 

@@ -25,6 +25,7 @@ pub(crate) enum Case {
     DamagedSuperblockIsNotReformatted,
     TargetRestartWithIoInFlight,
     ReconnectWithAnotherDeviceNumber,
+    DeviceNumberGivenAway,
     StaleMountThatIsUsed,
     DetachedWithoutUnstage,
     NodePluginKilledBetweenSteps,
@@ -35,7 +36,7 @@ pub(crate) enum Case {
 
 impl Case {
     /// All of them, in the order in which they run.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::ExportIsReal,
         Self::FilesystemLifeCycle,
         Self::BlockLifeCycle,
@@ -46,6 +47,7 @@ impl Case {
         Self::DamagedSuperblockIsNotReformatted,
         Self::TargetRestartWithIoInFlight,
         Self::ReconnectWithAnotherDeviceNumber,
+        Self::DeviceNumberGivenAway,
         Self::StaleMountThatIsUsed,
         Self::DetachedWithoutUnstage,
         Self::NodePluginKilledBetweenSteps,
@@ -67,6 +69,7 @@ impl Case {
             Self::DamagedSuperblockIsNotReformatted => "damaged_superblock_is_not_reformatted",
             Self::TargetRestartWithIoInFlight => "target_restart_with_io_in_flight",
             Self::ReconnectWithAnotherDeviceNumber => "reconnect_with_another_device_number",
+            Self::DeviceNumberGivenAway => "device_number_given_away",
             Self::StaleMountThatIsUsed => "stale_mount_that_is_used",
             Self::DetachedWithoutUnstage => "detached_without_unstage",
             Self::NodePluginKilledBetweenSteps => "node_plugin_killed_between_steps",
@@ -94,6 +97,7 @@ impl Case {
             Self::DamagedSuperblockIsNotReformatted => refusals::damaged_superblock(lab).await,
             Self::TargetRestartWithIoInFlight => outage::target_restart(lab).await,
             Self::ReconnectWithAnotherDeviceNumber => outage::another_device_number(lab).await,
+            Self::DeviceNumberGivenAway => outage::number_given_away(lab).await,
             Self::StaleMountThatIsUsed => leftovers::stale_mount_that_is_used(lab).await,
             Self::DetachedWithoutUnstage => leftovers::detached_without_unstage(lab).await,
             Self::NodePluginKilledBetweenSteps => kills::between_steps(lab).await,

@@ -1,6 +1,6 @@
 //! The appliance or the network goes away under volumes that are used.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tests::vm::{NODES, VmLab};
 
 use super::life_cycle::{expect_checksum, write_noise};
@@ -36,8 +36,7 @@ pub(super) async fn target_restart(lab: &mut VmLab) -> Result<()> {
     for (_, node, _) in &volumes {
         wait_for_records(lab, node, RECORDS).await?;
     }
-    lab.target().machine.kill()?;
-    lab.start_target().await?;
+    lab.restart_target().await?;
     let mut acknowledged = Vec::new();
     for (_, node, _) in &volumes {
         let so_far = records(lab, node).await?;
@@ -106,8 +105,8 @@ pub(super) async fn lose_for_good(lab: &VmLab, node: &str, volume: &Volume) -> R
     guest.sh("ip link set eth1 up").await.map(drop)
 }
 
-/// A connection is lost for good, and another volume gets its device's number. The first comes back with another
-/// one: what is mounted then is the new device with the old content, and the old mount is not used.
+/// A connection is lost for good under a mount. The volume comes back as another device, with the old content; the old
+/// mount is not used, and its number is nobody else's for as long as it is there.
 pub(super) async fn another_device_number(lab: &mut VmLab) -> Result<()> {
     let node = NODES[0];
     let guest = lab.guest(node)?;
@@ -119,8 +118,10 @@ pub(super) async fn another_device_number(lab: &mut VmLab) -> Result<()> {
 
     lose_for_good(lab, node, &lost).await?;
 
-    let mut other = Volume::create(lab, "other", Kind::Ext4, &SOON_GIVEN_UP).await?;
+    let mut other = Volume::create(lab, "other", Kind::Ext4, &[]).await?;
     other.bring(lab, node).await?;
+    let number = guest.run(&["stat", "-c", "%d", &other.staging()]).await?;
+    ensure!(number != number_before, "the number of a device that is still mounted was given away");
     let other_file = format!("{}/noise", other.target());
     let other_written = write_noise(lab, node, &other_file).await?;
 
@@ -142,4 +143,61 @@ pub(super) async fn another_device_number(lab: &mut VmLab) -> Result<()> {
         volume.delete(lab).await?;
     }
     Ok(())
+}
+
+/// A published block volume is lost for good, and its device's number comes to be another volume's: a device node holds
+/// no number, so the pod's path opens that volume now. Published again, it is the lost volume's new device, and what is
+/// written there goes to no other.
+pub(super) async fn number_given_away(lab: &mut VmLab) -> Result<()> {
+    for node in NODES {
+        let mut lost =
+            Volume::create(lab, &format!("lost-block-{node}"), Kind::Block, &SOON_GIVEN_UP).await?;
+        lost.bring(lab, node).await?;
+        let written = write_noise(lab, node, &lost.target()).await?;
+        let number_before = number_at(lab, node, &lost.target()).await?;
+
+        lose_for_good(lab, node, &lost).await?;
+
+        let mut other = Volume::create(lab, &format!("other-block-{node}"), Kind::Block, &[]).await?;
+        bring_as(lab, node, &mut other, &number_before).await?;
+        let other_written = write_noise(lab, node, &other.target()).await?;
+
+        lost.stage(lab, node).await?;
+        lost.publish(lab, node).await?;
+        let number = number_at(lab, node, &lost.target()).await?;
+        ensure!(number != number_before, "its target is still {number_before}, which is another volume's");
+        expect_checksum(lab, node, &lost.target(), &written).await?;
+        let rewritten = write_noise(lab, node, &lost.target()).await?;
+        expect_checksum(lab, node, &other.target(), &other_written).await?;
+        expect_checksum(lab, node, &lost.target(), &rewritten).await?;
+        for mut volume in [lost, other] {
+            volume.take(lab, node).await?;
+            volume.delete(lab).await?;
+        }
+    }
+    Ok(())
+}
+
+/// How often a volume is connected until it gets a number that is free. The kernel gives the lowest one, so the first
+/// time it should be that, unless it has not let go of the lost device yet.
+const MOST_CONNECTS: u32 = 10;
+
+/// Brings a block volume, as often as it takes for its device to have this number.
+async fn bring_as(lab: &VmLab, node: &str, volume: &mut Volume, wanted: &str) -> Result<()> {
+    let mut seen = Vec::new();
+    for _ in 0..MOST_CONNECTS {
+        volume.bring(lab, node).await?;
+        let number = number_at(lab, node, &volume.target()).await?;
+        if number == wanted {
+            return Ok(());
+        }
+        seen.push(number);
+        volume.take(lab, node).await?;
+    }
+    bail!("the number {wanted} was never given again, but {seen:?}")
+}
+
+/// Which device the device node at `path` opens.
+async fn number_at(lab: &VmLab, node: &str, path: &str) -> Result<String> {
+    lab.guest(node)?.run(&["stat", "-c", "%t:%T", path]).await
 }

@@ -4,22 +4,19 @@ use anyhow::{Result, ensure};
 use tests::vm::{NODES, VmLab};
 
 use super::life_cycle::{expect_checksum, write_noise};
+use crate::holder::Holder;
 use crate::volume::{Kind, Volume, expect_refused};
-
-/// What the process that holds a device is called.
-const HOLDER: &str = "holder";
 
 /// A volume whose device a process has open is not taken from under it; the refusal says who. Afterwards it goes.
 pub(super) async fn held(lab: &mut VmLab) -> Result<()> {
     let node = NODES[0];
-    let guest = lab.guest(node)?;
     let mut block = Volume::create(lab, "held-block", Kind::Block, &[]).await?;
     block.bring(lab, node).await?;
     // The pod's own path goes, as when a container ends whose process lives on.
-    hold(lab, node, &block.target()).await?;
+    let holder = Holder::of(lab, node, &block.target()).await?;
     block.unpublish(lab, node).await?;
-    expect_held(&block, lab, node).await?;
-    guest.kill(HOLDER).await?;
+    expect_held(&block, lab, node, &holder).await?;
+    holder.release().await?;
     block.unstage(lab, node).await?;
     block.expect_gone(lab, node).await?;
     block.detach(lab, node).await?;
@@ -30,27 +27,18 @@ pub(super) async fn held(lab: &mut VmLab) -> Result<()> {
     mounted.bring(lab, node).await?;
     let written = write_noise(lab, node, &format!("{}/noise", mounted.target())).await?;
     mounted.unpublish(lab, node).await?;
-    hold(lab, node, &format!("/dev/{}", mounted.device(lab, node).await?)).await?;
-    expect_held(&mounted, lab, node).await?;
+    let holder = Holder::of(lab, node, &format!("/dev/{}", mounted.device(lab, node).await?)).await?;
+    expect_held(&mounted, lab, node, &holder).await?;
     mounted.stage(lab, node).await?;
     mounted.publish(lab, node).await?;
     expect_checksum(lab, node, &format!("{}/noise", mounted.target()), &written).await?;
-    guest.kill(HOLDER).await?;
+    holder.release().await?;
     mounted.take(lab, node).await?;
     mounted.delete(lab).await
 }
 
-/// Has a process on the node open `path` and keep it open.
-async fn hold(lab: &VmLab, node: &str, path: &str) -> Result<()> {
-    let guest = lab.guest(node)?;
-    guest.spawn(HOLDER, &["sh", "-euc", "exec 3<\"$0\"; exec sleep 10000", path]).await?;
-    guest.eventually("the holder holds", 10_000, async || guest.run(&["pidof", "sleep"]).await).await?;
-    Ok(())
-}
-
-async fn expect_held(volume: &Volume, lab: &VmLab, node: &str) -> Result<()> {
-    let pid = lab.guest(node)?.run(&["pidof", "sleep"]).await?;
-    expect_refused(volume.try_unstage(lab, node).await?, &[&pid, "sleep"])?;
+async fn expect_held(volume: &Volume, lab: &VmLab, node: &str, holder: &Holder) -> Result<()> {
+    expect_refused(volume.try_unstage(lab, node).await?, &[holder.pid(), "sleep"])?;
     // Nothing was cut: the device is still there.
     volume.device(lab, node).await.map(drop)
 }
@@ -69,14 +57,14 @@ pub(super) async fn damaged_superblock(lab: &mut VmLab) -> Result<()> {
         volume.unpublish(lab, node).await?;
         volume.unstage(lab, node).await?;
         let file = backing_file(lab, &volume).await?;
-        let target = lab.target().guest.clone();
+        let target = lab.target();
         let of = format!("of={file}");
         let source = format!("if={source}");
         target.run(&["dd", &source, &of, "bs=4096", "count=1", "conv=notrunc,fsync"]).await?;
         let before = target.run(&["md5sum", &file]).await?;
         // Whoever is refused comes again.
         for _ in 0..2 {
-            expect_refused(volume.try_stage(lab, node).await?, &[])?;
+            expect_refused(volume.try_stage(lab, node).await?, &["it is not formatted"])?;
         }
         let after = target.run(&["md5sum", &file]).await?;
         ensure!(before == after, "{name}: {before} became {after}");
@@ -89,9 +77,9 @@ pub(super) async fn damaged_superblock(lab: &mut VmLab) -> Result<()> {
 }
 
 /// The volume's file in the target.
-pub(super) async fn backing_file(lab: &mut VmLab, volume: &Volume) -> Result<String> {
+async fn backing_file(lab: &VmLab, volume: &Volume) -> Result<String> {
     let script = r#"cat /sys/kernel/config/nvmet/subsystems/*"$0"/namespaces/1/device_path"#;
-    lab.target().guest.run(&["sh", "-euc", script, &volume.id]).await
+    lab.target().run(&["sh", "-euc", script, &volume.id]).await
 }
 
 /// What holds a device without an open file is found as well, and keeps it: a loop device over it, swap on it, a
@@ -114,15 +102,14 @@ pub(super) async fn held_without_a_file(lab: &mut VmLab) -> Result<()> {
     }
     guest.run(&["mkfs.ext4", "-q", "-F", &device]).await?;
     let mount = "mkdir -p /elsewhere; mount -t ext4 \"$0\" /elsewhere; exec sleep 10000";
-    guest.spawn(HOLDER, &["unshare", "--mount", "sh", "-euc", mount, &device]).await?;
-    guest.eventually("it is mounted", 10_000, async || guest.run(&["pidof", "sleep"]).await).await?;
+    let holder = Holder::start(lab, node, &["unshare", "--mount", "sh", "-euc", mount, &device]).await?;
     ensure!(
         !guest.run(&["cat", "/proc/self/mountinfo"]).await?.contains("/elsewhere"),
         "it is mounted here too"
     );
     expect_refused(volume.try_unstage(lab, node).await?, &["mounted at /elsewhere"])?;
     volume.device(lab, node).await?;
-    guest.kill(HOLDER).await?;
+    holder.release().await?;
     volume.unstage(lab, node).await?;
     volume.expect_gone(lab, node).await?;
     volume.detach(lab, node).await?;

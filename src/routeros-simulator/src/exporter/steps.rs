@@ -31,6 +31,8 @@ pub(super) enum Step {
     Unlink(PathBuf),
     /// Removes a directory; none there is success.
     RemoveDirectory(PathBuf),
+    /// Removes a directory if nothing is in it.
+    RemoveIfEmpty(PathBuf),
     /// Writes an attribute if its directory is there.
     WriteIfThere(PathBuf, String),
 }
@@ -47,6 +49,10 @@ impl Step {
             }
             Self::Unlink(path) => unless_missing(fs::remove_file(path)),
             Self::RemoveDirectory(path) => unless_missing(fs::remove_dir(path)),
+            Self::RemoveIfEmpty(path) => match fs::remove_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                other => unless_missing(other),
+            },
             Self::WriteIfThere(path, value) => unless_missing(fs::write(path, value)),
         }
     }
@@ -90,26 +96,40 @@ pub(super) fn make(configfs: &Path, export: &Export) -> Vec<Step> {
     ]
 }
 
-/// A TCP port that subsystems can be offered at. It listens once there is one.
+/// The settings of a port.
+fn port_settings(target: &NvmetTarget, tcp_port: u16) -> [(&'static str, String); 4] {
+    let family = if target.listen.is_ipv4() { "ipv4" } else { "ipv6" };
+    [
+        ("addr_trtype", "tcp".to_owned()),
+        ("addr_adrfam", family.to_owned()),
+        ("addr_traddr", target.listen.to_string()),
+        ("addr_trsvcid", tcp_port.to_string()),
+    ]
+}
+
+/// A TCP port that subsystems can be offered at, new or not. It listens once there is one.
 pub(super) fn make_port(target: &NvmetTarget, tcp_port: u16) -> Vec<Step> {
     let port = port(&target.configfs, tcp_port);
-    let family = if target.listen.is_ipv4() { "ipv4" } else { "ipv6" };
-    let write = |name: &str, value: String| Step::Write(port.join(name), value);
-    vec![
-        Step::MakeDirectory(port.clone()),
-        write("addr_trtype", "tcp".to_owned()),
-        write("addr_adrfam", family.to_owned()),
-        write("addr_traddr", target.listen.to_string()),
-        write("addr_trsvcid", tcp_port.to_string()),
-    ]
+    let settings = port_settings(target, tcp_port).map(|(name, value)| Step::Write(port.join(name), value));
+    std::iter::once(Step::MakeDirectory(port.clone())).chain(settings).collect()
+}
+
+/// Whether a port has just the settings that it would be made with.
+pub(super) fn is_port_as_wanted(target: &NvmetTarget, tcp_port: u16) -> bool {
+    let port = port(&target.configfs, tcp_port);
+    let has =
+        |name: &str, value: &str| fs::read_to_string(port.join(name)).is_ok_and(|text| text.trim() == value);
+    port_settings(target, tcp_port).iter().all(|(name, value)| has(name, value))
+}
+
+/// What offers the subsystem of `nqn` at a port.
+pub(super) fn link(port: &Path, nqn: &str) -> PathBuf {
+    port.join("subsystems").join(nqn)
 }
 
 /// Offers a subsystem at its port: hosts can connect.
 pub(super) fn offer(configfs: &Path, export: &Export) -> Step {
-    Step::Link {
-        at: port(configfs, export.port).join("subsystems").join(&export.nqn),
-        to: subsystem(configfs, &export.nqn),
-    }
+    Step::Link { at: link(&port(configfs, export.port), &export.nqn), to: subsystem(configfs, &export.nqn) }
 }
 
 /// Has the namespace look at its file's size again.
@@ -118,17 +138,18 @@ pub(super) fn announce_size(configfs: &Path, nqn: &str) -> Step {
     Step::Write(namespace.join("revalidate_size"), "1".to_owned())
 }
 
-/// Takes a subsystem back. The links go first, which cuts the hosts; only then is the namespace disabled, which
-/// waits for what is in flight. The other way round a frozen host holds it up until its keep-alive runs out.
+/// Takes a subsystem back from the ports that offer it. The links go first, which cuts the hosts; only then is the
+/// namespace disabled, which waits for what is in flight. The other way round a frozen host holds it up until its
+/// keep-alive runs out. A port that offers nothing then goes as well.
 pub(super) fn withdraw(subsystem: &Path, ports: &[PathBuf], nqn: &str) -> Vec<Step> {
     let namespace = subsystem.join("namespaces").join(NAMESPACE);
-    let mut steps: Vec<_> =
-        ports.iter().map(|port| Step::Unlink(port.join("subsystems").join(nqn))).collect();
+    let mut steps: Vec<_> = ports.iter().map(|port| Step::Unlink(link(port, nqn))).collect();
     steps.extend([
         Step::WriteIfThere(namespace.join("enable"), "0".to_owned()),
         Step::RemoveDirectory(namespace),
         Step::RemoveDirectory(subsystem.to_owned()),
     ]);
+    steps.extend(ports.iter().cloned().map(Step::RemoveIfEmpty));
     steps
 }
 
@@ -145,6 +166,8 @@ mod tests {
             Step::WriteIfThere("/c/subsystems/n/namespaces/1/enable".into(), "0".to_owned()),
             Step::RemoveDirectory("/c/subsystems/n/namespaces/1".into()),
             Step::RemoveDirectory("/c/subsystems/n".into()),
+            Step::RemoveIfEmpty("/c/ports/1".into()),
+            Step::RemoveIfEmpty("/c/ports/2".into()),
         ];
         assert_eq!(steps, expected);
     }
@@ -162,7 +185,8 @@ mod tests {
                     | Step::WriteIfThere(..)
                     | Step::Link { .. }
                     | Step::Unlink(_)
-                    | Step::RemoveDirectory(_) => None,
+                    | Step::RemoveDirectory(_)
+                    | Step::RemoveIfEmpty(_) => None,
                 });
                 found.unwrap()
             };
