@@ -21,7 +21,8 @@ pub(crate) const FORMAT: &str = "rds-csi storage format 1\n";
 /// which it never syncs. A leaf has up to 17 values, and 3 more where it took up a neighbour that had become small:
 /// twenty of the largest values have to stay below that.
 pub const MAX_ENTRY_BYTES: u64 = 6 * 1024;
-/// Largest encoded state that a snapshot may hold, in bytes: a hundred thousand volumes are a few tens of MiB.
+/// Largest encoded state that a snapshot may hold, in bytes. A volume with a full history is some 4 KiB, so this is
+/// sixty thousand of them.
 pub const MAX_STATE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A value with its version. References and owned values have the same bytes.

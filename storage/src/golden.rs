@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, BootId, ByteSize, Command, Entry, FsType,
-    Generation, HostAddress, LedgerTime, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn, Problem,
-    ProblemKind, ReapDecision, State, VmiObservation, VolumeId, VolumeName, VolumeParameters,
+    Generation, HostAddress, LedgerTime, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn, Observed,
+    OffProof, Problem, ProblemKind, ReapDecision, State, VmiObservation, VolumeId, VolumeName,
+    VolumeParameters,
 };
 
 use crate::format::{MAX_ENTRY_BYTES, decode, encode};
@@ -85,7 +86,8 @@ fn entries_version_1() {
     assert_golden(
         &entry(EntryPayload::Normal(proposal)),
         "00000000020000000000000003000000000000000100000006050000000000000b00000005000000\
-         000000007076632d3102000000000000006e3104000000000000000001000000",
+         000000007076632d3102000000000000006e3104000000000000000001000000\
+         00010a0000000000000064656661756c742f766d0101f0000000",
     );
 }
 
@@ -114,6 +116,7 @@ fn parameters() -> VolumeParameters {
         keep_alive_tmo_seconds: 5,
         nr_io_queues: Some(4),
         migration_timeout_seconds: 300,
+        same_vm_check: true,
     }
 }
 
@@ -126,7 +129,13 @@ fn attach(node: &NodeId) -> Command {
             access_type: AccessType::Block,
             read_only: false,
         },
-        vmi: VmiObservation::Migrating,
+        observed: Observed {
+            vmi: VmiObservation::Migrating,
+            other_users: None,
+            vm: Some("default/vm".to_owned()),
+            one_publish_per_vm: true,
+            least_timeout_seconds: Some(240),
+        },
     }
 }
 
@@ -207,6 +216,12 @@ fn ledger_commands() -> Vec<Command> {
         Command::Reap { volume: volume.clone(), migration: MigrationId(1), decision },
         Command::Unpublish { volume: volume.clone(), node: Some(first.clone()), require_proof: true },
         Command::ReportDisconnected { volume: volume.clone(), node: first, moment },
+        Command::NodeIsOff {
+            node: second,
+            volume: Some(volume.clone()),
+            up_to: generation(8),
+            proof: OffProof::Operator { name: "ann".to_owned() },
+        },
         Command::DeleteVolume { volume: volume.clone() },
         Command::VolumeDeleted { volume, generation: generation(9) },
     ]
@@ -228,8 +243,8 @@ fn commands_and_state_version_1() {
     assert_eq!(
         (hash(&commands).as_str(), hash(&bytes).as_str()),
         (
-            "41bbf4feb7f0af1e302835537989bf6fecf7eed8312a4320b402877e38a370d0",
-            "645dac147b11d128f568ff0b2d586844035a23ad1ae143fcf3dbf5a283c10ad2"
+            "2ae1575718030b712a55bb539004ea3831d0e62b644413c99037d7ffde777698",
+            "35a1c65e6797de6e6c28cad51c2c442a3bfcba2f48bbaec6cca7e90ce6020a53"
         )
     );
 }

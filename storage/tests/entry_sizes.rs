@@ -10,8 +10,8 @@ use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder};
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, BootId, ByteSize, Command, Entry, FsType,
     Generation, HostAddress, LedgerTime, MAX_MKFS_OPTIONS_BYTES, MAX_NODE_ID_BYTES, MAX_NQN_BYTES,
-    MAX_PATH_BYTES, MAX_VOLUME_ID_BYTES, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn, Problem,
-    ProblemKind, ReapDecision, VmiObservation, VolumeId, VolumeName, VolumeParameters,
+    MAX_PATH_BYTES, MAX_TEXT_CHARS, MAX_VOLUME_ID_BYTES, MigrationId, MkfsOptions, NodeId, NodeMoment, Nqn,
+    Observed, OffProof, Problem, ProblemKind, ReapDecision, VolumeId, VolumeName, VolumeParameters,
 };
 use storage::check_entry_size;
 use tempfile::tempdir;
@@ -86,6 +86,7 @@ fn longest_commands() -> Vec<Command> {
         keep_alive_tmo_seconds: 5,
         nr_io_queues: Some(128),
         migration_timeout_seconds: 300,
+        same_vm_check: true,
     };
     let mode = AttachmentMode {
         access_mode: AccessMode::MultiNodeMultiWriter,
@@ -93,6 +94,9 @@ fn longest_commands() -> Vec<Command> {
         read_only: false,
     };
     let (id, of) = (volume.clone(), || volume.clone());
+    // The longest characters, and more of them than fit.
+    let long = || Some("𝄞".repeat(MAX_TEXT_CHARS + 1));
+    let observed = Observed { other_users: long(), vm: long(), ..Observed::default() };
     vec![
         Command::CreateVolume {
             id,
@@ -104,7 +108,7 @@ fn longest_commands() -> Vec<Command> {
         Command::OperationFailed { volume: of(), generation, problem: problem.clone() },
         Command::OperationAbandoned { volume: of(), generation, problem: problem.clone() },
         Command::GrantFailed { volume: of(), node: node.clone(), generation, problem },
-        Command::Publish { volume: of(), node: node.clone(), mode, vmi: VmiObservation::Migrating },
+        Command::Publish { volume: of(), node: node.clone(), mode, observed: observed.bounded() },
         Command::Unpublish { volume: of(), node: Some(node.clone()), require_proof: true },
         Command::RegisterNode {
             node: node.clone(),
@@ -118,7 +122,13 @@ fn longest_commands() -> Vec<Command> {
         Command::Reap {
             volume: of(),
             migration: MigrationId(u64::MAX),
-            decision: ReapDecision { stale: node, decided_by: text.clone(), evidence: text },
+            decision: ReapDecision { stale: node.clone(), decided_by: text.clone(), evidence: text },
+        },
+        Command::NodeIsOff {
+            node,
+            volume: Some(of()),
+            up_to: generation,
+            proof: OffProof::Operator { name: "n".repeat(MAX_NODE_ID_BYTES) },
         },
     ]
 }

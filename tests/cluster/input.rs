@@ -186,6 +186,9 @@ const CREATE: &[Field] = &[
     required("CreateVolume", "migrationTimeoutSeconds", |_, text| {
         create_with(|r| r.parameters = one("migrationTimeoutSeconds", text))
     }),
+    required("CreateVolume", "sameVmCheck", |_, text| {
+        create_with(|r| r.parameters = one("sameVmCheck", text))
+    }),
     required("CreateVolume", "mutable_parameters", |_, text| {
         create_with(|r| r.mutable_parameters = one(text, text))
     }),

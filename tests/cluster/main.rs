@@ -9,9 +9,11 @@
 //! - `wiped`: a replica loses its disk
 //! - `hand_over`: the leader is asked to leave
 //! - `roles`: who may call what
+//! - `detach`: a person takes a volume from a node that is off
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
 mod appliance;
+mod detach;
 mod executor;
 mod hand_over;
 mod input;

@@ -11,8 +11,8 @@ use proto::node::v1::{
 };
 use proto::operator::v1::operator_client::OperatorClient;
 use proto::operator::v1::{
-    AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasRequest, ListVolumesRequest,
-    RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
+    AddReplicaRequest, DetachVolumeRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasRequest,
+    ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
 };
 use proto::peer::v1::peer_client::PeerClient;
 use proto::peer::v1::snapshot_part::Part;
@@ -130,7 +130,12 @@ fn calls() -> Vec<Call> {
         call!(Nobody, NodeGatewayClient.describe_volumes(describe(OTHER_NODE))),
         call!(Operator, OperatorClient.status(StatusRequest {})),
         call!(Operator, OperatorClient.list_volumes(ListVolumesRequest {})),
-        call!(Operator, OperatorClient.get_volume(GetVolumeRequest { id: "pvc-unknown".to_owned() })),
+        call!(
+            Operator,
+            OperatorClient
+                .get_volume(GetVolumeRequest { id: "pvc-unknown".to_owned(), ..Default::default() })
+        ),
+        call!(Operator, OperatorClient.detach_volume(DetachVolumeRequest::default())),
         call!(Operator, OperatorClient.list_migrations(ListMigrationsRequest {})),
         call!(Operator, OperatorClient.list_replicas(ListReplicasRequest {})),
         call!(

@@ -203,7 +203,7 @@ mod tests {
     use proto::csi::v1::{CreateVolumeRequest, VolumeCapability};
     use state_machine::{
         AccessMode, AccessType, AppliancePath, AttachmentMode, ByteSize, Entry, HostAddress, LedgerTime,
-        VmiObservation,
+        Observed,
     };
 
     use super::*;
@@ -271,8 +271,8 @@ mod tests {
             access_type: AccessType::Block,
             read_only: false,
         };
-        let (volume, node, vmi) = (volume.clone(), node(name), VmiObservation::Unknown);
-        let response = apply(state, Command::Publish { volume, node, mode, vmi });
+        let (volume, node, observed) = (volume.clone(), node(name), Observed::default());
+        let response = apply(state, Command::Publish { volume, node, mode, observed });
         let LedgerResponse::Attached { generation } = response else { panic!("not published: {response:?}") };
         generation
     }

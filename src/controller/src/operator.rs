@@ -1,16 +1,19 @@
 //! What people ask through `rds-csi ctl`; any replica answers. The server in front lets operators in only.
 
+mod messages;
+
 use std::time::{Duration, Instant};
 
 use csi::status;
 use proto::operator::v1;
 use proto::operator::v1::operator_server::Operator;
-use replica::{MemberStatus, MembershipError, PeerAddress, Replica, ReplicaStatus};
+use replica::{MemberStatus, MembershipError, PeerAddress, Replica, ReplicaStatus, Role};
 use state_machine::{
-    Attachment, Connection, EndedMigration, Migration, MigrationPhase, NodeId, Problem, State, Volume,
-    VolumeId,
+    Command, Generation, IdError, LedgerTime, NodeId, OffProof, Response as LedgerResponse, State, VolumeId,
 };
 use tonic::{Request, Response, Status};
+
+use messages::{all_migrations, history, volume_message};
 
 /// The longest that an operator's request takes when the caller sets no limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,6 +28,12 @@ impl OperatorService {
     async fn read<T, R>(&self, request: &Request<R>, read: impl FnOnce(&State) -> T) -> Result<T, Status> {
         let answer = self.replica.read(deadline(request), read).await;
         answer.map_err(|error| status::no_quorum(&error.to_string()))
+    }
+
+    /// The ledger's time for an answer, and whether it is the leader's, which runs.
+    fn time(&self, applied: LedgerTime) -> (u64, bool) {
+        let running = self.replica.ledger_time();
+        (running.unwrap_or(applied).max(applied).0, running.is_some())
     }
 }
 
@@ -71,22 +80,70 @@ impl Operator for OperatorService {
         &self,
         request: Request<v1::GetVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
-        let id = VolumeId::parse(&request.get_ref().id)
-            .map_err(|error| Status::invalid_argument(format!("id {error}")))?;
-        let find = |state: &State| state.volume(&id).map(|volume| volume_message(state, volume));
-        let volume = self.read(&request, find).await?;
-        volume.map(Response::new).ok_or_else(|| Status::not_found(format!("volume {id} is not known")))
+        let id = field("id", VolumeId::parse(&request.get_ref().id))?;
+        let with_history = request.get_ref().with_history;
+        let find = |state: &State| {
+            let volume = state.volume(&id)?;
+            let history = if with_history { history(volume) } else { Vec::new() };
+            Some((v1::Volume { history, ..volume_message(state, volume) }, state.clock()))
+        };
+        let found = self.read(&request, find).await?;
+        let (volume, clock) = found.ok_or_else(|| Status::not_found(format!("volume {id} is not known")))?;
+        let (ledger_time_ms, by_leader) = self.time(clock);
+        Ok(Response::new(v1::Volume { ledger_time_ms, by_leader, ..volume }))
+    }
+
+    async fn detach_volume(
+        &self,
+        request: Request<v1::DetachVolumeRequest>,
+    ) -> Result<Response<v1::DetachVolumeReply>, Status> {
+        let Role::Operator(name) = replica::caller(&request)? else {
+            return Err(Status::permission_denied("only a person may say that a node is off"));
+        };
+        let message = request.get_ref();
+        let volume = field("volume_id", VolumeId::parse(&message.volume_id))?;
+        let node = field("node_id", NodeId::parse(&message.node_id))?;
+        if !message.node_is_off {
+            return Err(Status::failed_precondition(unproven(&volume, &node)));
+        }
+        let held = |state: &State| {
+            let volume = state.volume(&volume)?;
+            Some(volume.attachments.get(&node).map(|attachment| attachment.generation))
+        };
+        let held: Option<Option<Generation>> = self.read(&request, held).await?;
+        let held = held.ok_or_else(|| Status::not_found(format!("volume {volume} is not known")))?;
+        let Some(up_to) = held else {
+            return Ok(Response::new(v1::DetachVolumeReply { was_attached: false }));
+        };
+        let command = Command::NodeIsOff {
+            node: node.clone(),
+            volume: Some(volume.clone()),
+            up_to,
+            proof: OffProof::Operator { name: name.clone() },
+        };
+        let answer = self.replica.propose(command, deadline(&request)).await;
+        match answer.map_err(|error| status::no_quorum(&error.to_string()))? {
+            LedgerResponse::Done => {}
+            LedgerResponse::Refused(refusal) => return Err(status::of_refusal(&refusal)),
+            other @ (LedgerResponse::Pending { .. }
+            | LedgerResponse::Exists { .. }
+            | LedgerResponse::Attached { .. }
+            | LedgerResponse::Revoking { .. }) => {
+                return Err(Status::internal(format!("detach answered {other:?}")));
+            }
+        }
+        tracing::warn!(by = name, %volume, %node, generation = up_to.0, "volume taken from a node on a person's word");
+        Ok(Response::new(v1::DetachVolumeReply { was_attached: true }))
     }
 
     async fn list_migrations(
         &self,
         request: Request<v1::ListMigrationsRequest>,
     ) -> Result<Response<v1::ListMigrationsReply>, Status> {
-        let all = |state: &State| v1::ListMigrationsReply {
-            migrations: all_migrations(state),
-            ledger_time_ms: state.clock().0,
-        };
-        Ok(Response::new(self.read(&request, all).await?))
+        let all = |state: &State| (all_migrations(state), state.clock());
+        let (migrations, clock) = self.read(&request, all).await?;
+        let (ledger_time_ms, by_leader) = self.time(clock);
+        Ok(Response::new(v1::ListMigrationsReply { migrations, ledger_time_ms, by_leader }))
     }
 
     async fn list_replicas(
@@ -138,6 +195,19 @@ fn deadline<T>(request: &Request<T>) -> Instant {
     crate::deadline::of(request, ANSWER_TIMEOUT)
 }
 
+fn field<T>(name: &str, parsed: Result<T, IdError>) -> Result<T, Status> {
+    parsed.map_err(|error| Status::invalid_argument(format!("{name} {error}")))
+}
+
+/// Why nothing is taken from a node that nobody has seen to be off.
+fn unproven(volume: &VolumeId, node: &NodeId) -> String {
+    format!(
+        "volume {volume} is taken from node {node} at once only if somebody has seen that the node is off \
+         (--node-is-off): powered off, or cut off from the appliance; if it still runs, it goes on writing beside \
+         the next node, and the volume is destroyed"
+    )
+}
+
 fn of_membership(error: MembershipError) -> Status {
     match error {
         MembershipError::Refused(_) => Status::failed_precondition(error.to_string()),
@@ -164,86 +234,4 @@ fn members(status: &ReplicaStatus) -> Vec<v1::ReplicaStatus> {
         lag: last.zip(member.matched_index).map(|(last, matched)| last.saturating_sub(matched)),
     };
     status.members.iter().map(one).collect()
-}
-
-fn volume_message(state: &State, volume: &Volume) -> v1::Volume {
-    v1::Volume {
-        id: volume.id.to_string(),
-        name: volume.name.to_string(),
-        size_bytes: volume.size.bytes(),
-        phase: volume.phase.name().to_owned(),
-        generation: volume.generation.0,
-        problem: problem_text(volume.problem.as_ref()),
-        attachments: volume.attachments.iter().map(attachment_message).collect(),
-        migration: volume.migration.as_ref().map(|migration| running_message(&volume.id, migration)),
-        reaped_nodes: volume.reaped.iter().map(ToString::to_string).collect(),
-        parameters: csi::context::class_parameters(&volume.parameters).into_iter().collect(),
-        ledger_time_ms: state.clock().0,
-    }
-}
-
-fn attachment_message((node, attachment): (&NodeId, &Attachment)) -> v1::Attachment {
-    let connection = match attachment.connection {
-        Connection::Disconnected => "not connected",
-        Connection::Permitted => "permitted, may be connected",
-    };
-    v1::Attachment {
-        node_id: node.to_string(),
-        mode: attachment.mode.to_string(),
-        phase: attachment.phase.name().to_owned(),
-        generation: attachment.generation.0,
-        connection: connection.to_owned(),
-        problem: problem_text(attachment.problem.as_ref()),
-        since_ms: attachment.since.0,
-    }
-}
-
-fn problem_text(problem: Option<&Problem>) -> String {
-    problem.map(|problem| problem.message.clone()).unwrap_or_default()
-}
-
-/// Running ones first, then those that ended, newest first.
-fn all_migrations(state: &State) -> Vec<v1::Migration> {
-    let running = state.volumes().values().filter_map(|volume| {
-        volume.migration.as_ref().map(|migration| running_message(&volume.id, migration))
-    });
-    running.chain(state.ended_migrations().iter().rev().map(ended_message)).collect()
-}
-
-fn running_message(volume: &VolumeId, migration: &Migration) -> v1::Migration {
-    let (decided_by, evidence) = match &migration.phase {
-        MigrationPhase::Reaping(decision) => (decision.decided_by.clone(), decision.evidence.clone()),
-        MigrationPhase::Active | MigrationPhase::Overdue => (String::new(), String::new()),
-    };
-    v1::Migration {
-        id: migration.id.0,
-        volume_id: volume.to_string(),
-        source_node_id: migration.source.to_string(),
-        target_node_id: migration.target.to_string(),
-        phase: migration.phase.name().to_owned(),
-        outcome: String::new(),
-        started_ms: migration.started_at.0,
-        timeout_ms: migration.deadline.millis_since(migration.started_at),
-        deadline_ms: migration.deadline.0,
-        ended_ms: None,
-        decided_by,
-        evidence,
-    }
-}
-
-fn ended_message(ended: &EndedMigration) -> v1::Migration {
-    v1::Migration {
-        id: ended.id.0,
-        volume_id: ended.volume.to_string(),
-        source_node_id: ended.source.to_string(),
-        target_node_id: ended.target.to_string(),
-        phase: "Ended".to_owned(),
-        outcome: ended.outcome.name().to_owned(),
-        started_ms: ended.started_at.0,
-        timeout_ms: ended.deadline.millis_since(ended.started_at),
-        deadline_ms: ended.deadline.0,
-        ended_ms: Some(ended.ended_at.0),
-        decided_by: ended.decided_by.clone(),
-        evidence: ended.evidence.clone(),
-    }
 }

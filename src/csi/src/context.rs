@@ -38,6 +38,7 @@ pub fn class_parameters(parameters: &VolumeParameters) -> BTreeMap<String, Strin
         (class::RECONNECT_DELAY, parameters.reconnect_delay_seconds.to_string()),
         (class::KEEP_ALIVE_TMO, parameters.keep_alive_tmo_seconds.to_string()),
         (class::MIGRATION_TIMEOUT, parameters.migration_timeout_seconds.to_string()),
+        (class::SAME_VM_CHECK, parameters.same_vm_check.to_string()),
     ];
     let sometimes = [
         (class::MKFS_OPTIONS, parameters.mkfs_options.as_ref().map(ToString::to_string)),
@@ -225,6 +226,7 @@ mod tests {
             "nvmePort",
             "rdsAddress",
             "reconnectDelay",
+            "sameVmCheck",
             "volumePath",
         ];
         assert_eq!(keys, expected);

@@ -14,6 +14,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::VolumeNotFound { .. } | Refusal::NodeNotFound { .. } => Code::NotFound,
         Refusal::VolumeBusy { .. }
         | Refusal::BeingRevoked { .. }
+        | Refusal::VmBusy { .. }
         | Refusal::OtherBoot { .. }
         | Refusal::PastMoment { .. }
         | Refusal::StaleOperation { .. } => Code::Aborted,
@@ -22,10 +23,11 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::FilesystemOnManyNodes { .. } => Code::InvalidArgument,
         Refusal::NodeFull { .. } => Code::ResourceExhausted,
         Refusal::StillAttached { .. }
-        | Refusal::Reaped { .. }
+        | Refusal::CutOff { .. }
         | Refusal::OtherMachine { .. }
         | Refusal::AttachedElsewhere { .. }
         | Refusal::NotMigrating { .. }
+        | Refusal::SeveralVms { .. }
         | Refusal::TwoNodesAlready { .. }
         | Refusal::AttachmentGone { .. }
         | Refusal::NothingToReap { .. }
@@ -128,13 +130,15 @@ mod tests {
                 Refusal::OtherMode { volume: volume(), node: node(), existing: text(), requested: text() },
                 Code::AlreadyExists,
             ),
-            (Refusal::Reaped { volume: volume(), node: node() }, Code::FailedPrecondition),
+            (Refusal::CutOff { volume: volume(), node: node() }, Code::FailedPrecondition),
             (Refusal::NodeFull { node: node(), max_volumes: 1 }, Code::ResourceExhausted),
             (
                 Refusal::AttachedElsewhere { volume: volume(), node: node(), mode: text() },
                 Code::FailedPrecondition,
             ),
             (Refusal::NotMigrating { volume: volume(), node: node() }, Code::FailedPrecondition),
+            (Refusal::SeveralVms { volume: volume(), node: node(), users: text() }, Code::FailedPrecondition),
+            (Refusal::VmBusy { volume: volume(), vm: text(), other: volume() }, Code::Aborted),
             (
                 Refusal::TwoNodesAlready { volume: volume(), holders: text(), migration_age_ms: 5 },
                 Code::FailedPrecondition,

@@ -105,6 +105,7 @@ fn parameters() -> BTreeMap<String, String> {
         ("keepAliveTmo", "5"),
         ("nrIoQueues", "4"),
         ("migrationTimeoutSeconds", "300"),
+        ("sameVmCheck", "true"),
     ])
 }
 

@@ -11,11 +11,11 @@ use std::time::Duration;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::impls::ProgressResponder;
-use state_machine::{Command, Entry, Refusal, Response, State};
+use state_machine::{Command, Entry, LedgerTime, Refusal, Response, State};
 use storage::Proposal;
 use tokio::time::MissedTickBehavior;
 
-use crate::clock::LedgerClock;
+use crate::clock::{LedgerClock, MonotonicClock};
 use crate::error::Failure;
 use crate::forward::Attempt;
 use crate::replica::{Inner, Metrics};
@@ -35,6 +35,12 @@ pub struct Leadership {
 pub(crate) struct Office {
     pub(crate) term: u64,
     clock: LedgerClock,
+}
+
+impl Office {
+    pub(crate) fn ledger_time(&self, clock: &dyn MonotonicClock) -> LedgerTime {
+        self.clock.stamp(clock)
+    }
 }
 
 /// Follows Raft's state: takes and leaves office, and reports when Raft fails. Lives as long as the replica.
@@ -137,7 +143,7 @@ impl Inner {
             // A voter that does not know the command could not even read the entry.
             return Attempt::Answered(Response::Refused(Refusal::VersionTooLow { needed, current }));
         }
-        let entry = Entry { at: office.clock.stamp(&*self.clock), command };
+        let entry = Entry { at: office.ledger_time(&*self.clock), command };
         let (responder, answer) = ProgressResponder::complete_only();
         let write = self.raft.write(Proposal(entry)).with_leader(office.term).responder(responder);
         if write.await.is_err() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
-use state_machine::{Command, Response, State};
+use state_machine::{Command, LedgerTime, Response, State};
 use storage::{Identity, MachineStore, StorageError, Store, TypeConfig};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -184,6 +184,12 @@ impl Replica {
     /// everything that was ever decided.
     pub fn watch_leadership(&self) -> watch::Receiver<Option<Leadership>> {
         self.inner.leadership.subscribe()
+    }
+
+    /// The ledger's time now, by this leader's monotonic clock; `None` while this replica is not in office.
+    pub fn ledger_time(&self) -> Option<LedgerTime> {
+        let office = *self.inner.office.borrow();
+        office.map(|office| office.ledger_time(&*self.inner.clock))
     }
 
     /// Resolves when the replica can do nothing more; the process then logs the failure and ends.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::access::AttachmentMode;
 use crate::ids::{BootId, ByteSize, NodeId, Nqn, VolumeId, VolumeName};
 use crate::migration::{MigrationId, ReapDecision};
+use crate::observed::{Observed, OffProof};
 use crate::volume::{Generation, LedgerTime, NodeMoment, Problem, VolumeParameters};
 
 /// The newest cluster version that this program knows. A fresh ledger begins with version 1.
@@ -17,17 +18,6 @@ pub struct Entry {
     pub at: LedgerTime,
     /// What to do.
     pub command: Command,
-}
-
-/// What the proposer saw of the VM that uses a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VmiObservation {
-    /// Nothing is known: no Kubernetes, no VMI, or not read yet.
-    Unknown,
-    /// A VMI uses the volume's claim and KubeVirt has an unfinished migration of it.
-    Migrating,
-    /// A VMI uses the volume's claim and KubeVirt has no unfinished migration of it.
-    NotMigrating,
 }
 
 /// A change to the ledger. Variants are only ever appended: their order is the encoding on disk.
@@ -121,8 +111,8 @@ pub enum Command {
         node: NodeId,
         /// How it will be used.
         mode: AttachmentMode,
-        /// What the proposer saw of the VM.
-        vmi: VmiObservation,
+        /// What the proposer saw.
+        observed: Observed,
     },
     /// The appliance exports the volume: the attachment stands.
     ExportConfirmed {
@@ -195,6 +185,17 @@ pub enum Command {
         /// Which side, who says so and why.
         decision: ReapDecision,
     },
+    /// A node is off for good, or for long enough: it is connected to nothing.
+    NodeIsOff {
+        /// The node.
+        node: NodeId,
+        /// The volume; none means all.
+        volume: Option<VolumeId>,
+        /// The newest generation when that was seen: what was attached since is not meant.
+        up_to: Generation,
+        /// How that is known.
+        proof: OffProof,
+    },
 }
 
 impl Command {
@@ -219,7 +220,8 @@ impl Command {
             | Self::RegisterNode { .. }
             | Self::PermitConnect { .. }
             | Self::ReportDisconnected { .. }
-            | Self::Reap { .. } => 1,
+            | Self::Reap { .. }
+            | Self::NodeIsOff { .. } => 1,
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::access::AccessType;
+use crate::history::HISTORY_KEPT;
 use crate::migration::MigrationPhase;
 use crate::state::State;
-use crate::volume::{AttachmentPhase, Volume, VolumePhase};
+use crate::volume::{AttachmentPhase, LedgerTime, Volume, VolumePhase};
 
 impl State {
     /// Every broken invariant, in a sentence each; none in a sound state.
@@ -24,6 +25,11 @@ impl State {
                 "deadlines {:?} are not those of the active migrations {timed:?}",
                 self.deadlines
             ));
+        }
+        let numbers: Vec<u64> = self.records_after(0).map(|(_, record)| record.number).collect();
+        let in_order = numbers.windows(2).all(|pair| pair[0] < pair[1]);
+        if !in_order || numbers.last().is_some_and(|last| *last > self.last_record) {
+            found.push(format!("records up to {} have the numbers {numbers:?}", self.last_record));
         }
         found
     }
@@ -53,8 +59,13 @@ impl State {
             require(attachment.generation <= self.last_generation, "an attachment from the future");
             require(self.nodes.contains_key(node), "attached to an unknown node");
             let leaving = attachment.phase == AttachmentPhase::Revoking;
-            require(leaving || !volume.reaped.contains(node), "attached to a reaped node");
+            require(leaving || !volume.cut_off.contains(node), "attached to a node that was cut off");
         }
+        let history: Vec<_> =
+            volume.history.iter().map(|r| (r.number, r.at)).chain([(u64::MAX, self.clock)]).collect();
+        let grows = |pair: &[(u64, LedgerTime)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
+        require(history.windows(2).all(grows), "a history that is not in order");
+        require(volume.history.len() <= HISTORY_KEPT, "a history without a bound");
         if let Some(migration) = &volume.migration {
             let sides = [&migration.source, &migration.target];
             require(sides.iter().all(|side| attachments.contains_key(*side)), "a migration of others");

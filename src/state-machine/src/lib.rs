@@ -8,10 +8,12 @@
 mod access;
 mod apply;
 mod command;
+mod history;
 mod ids;
 mod invariants;
 mod migration;
 mod mkfs;
+mod observed;
 mod plan;
 mod response;
 mod state;
@@ -20,7 +22,8 @@ mod testing;
 mod volume;
 
 pub use access::{AccessMode, AccessType, AttachmentMode, FsType};
-pub use command::{CLUSTER_VERSION, Command, Entry, VmiObservation};
+pub use command::{CLUSTER_VERSION, Command, Entry};
+pub use history::{Fact, HISTORY_KEPT, Record};
 pub use ids::{
     AppliancePath, BootId, ByteSize, HostAddress, IdError, MAX_NODE_ID_BYTES, MAX_NQN_BYTES, MAX_PATH_BYTES,
     MAX_VOLUME_ID_BYTES, NodeId, Nqn, VolumeId, VolumeName,
@@ -30,6 +33,7 @@ pub use migration::{
     MIN_MIGRATION_TIMEOUT_SECONDS, Migration, MigrationId, MigrationOutcome, MigrationPhase, ReapDecision,
 };
 pub use mkfs::{MAX_MKFS_OPTIONS_BYTES, MAX_MKFS_WORDS, MkfsOptionRefused, MkfsOptions};
+pub use observed::{MAX_TEXT_CHARS, Observed, OffProof, VmiObservation, cut_text};
 pub use plan::{Step, StepKind, plan};
 pub use response::{Refusal, Response};
 pub use state::{FAILURES_KEPT, Failure, Node, OperationStatus, State};

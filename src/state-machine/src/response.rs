@@ -113,12 +113,12 @@ pub enum Refusal {
         /// How it was asked for.
         requested: String,
     },
-    /// The node lost the volume to the reaper and was not unpublished since.
+    /// The node lost the volume without being asked, and was not unpublished since.
     #[error(
-        "volume {volume} was reaped from node {node} after a migration timed out; \
+        "volume {volume} was taken from node {node}, because a migration timed out or the node was off; \
          it can be published there again once it was unpublished from there"
     )]
-    Reaped {
+    CutOff {
         /// The volume.
         volume: VolumeId,
         /// The node.
@@ -154,6 +154,29 @@ pub enum Refusal {
         volume: VolumeId,
         /// The node that has it.
         node: NodeId,
+    },
+    /// Pods of more than one VM use the volume.
+    #[error(
+        "volume {volume} is on node {node}, and more than one VM uses it: {users}; \
+         two VMs that write to one volume destroy it, so leave it to one of them"
+    )]
+    SeveralVms {
+        /// The volume.
+        volume: VolumeId,
+        /// The node that has it.
+        node: NodeId,
+        /// Their pods.
+        users: String,
+    },
+    /// Another volume of the same VM is being attached.
+    #[error("VM {vm} waits for its volume {other} to be attached, then volume {volume} is next; try again")]
+    VmBusy {
+        /// The volume.
+        volume: VolumeId,
+        /// The VM.
+        vm: String,
+        /// The volume that is being attached.
+        other: VolumeId,
     },
     /// Two other nodes have the volume.
     #[error(

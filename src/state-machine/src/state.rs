@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, NodeId, Nqn, VolumeId};
-use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, MigrationId};
+use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, Migration, MigrationId, MigrationPhase};
 use crate::volume::{Generation, LedgerTime, Problem, Volume, VolumePhase};
 
 /// How many failed operations stay readable for those who wait for them.
@@ -65,6 +65,7 @@ pub struct State {
     pub(crate) failures: VecDeque<Failure>,
     /// Deadlines of migrations in phase `Active`: what the clock has to be compared with.
     pub(crate) deadlines: BTreeSet<(LedgerTime, VolumeId)>,
+    pub(crate) last_record: u64,
 }
 
 impl Default for State {
@@ -79,6 +80,7 @@ impl Default for State {
             ended_migrations: VecDeque::new(),
             failures: VecDeque::new(),
             deadlines: BTreeSet::new(),
+            last_record: 0,
         }
     }
 }
@@ -112,6 +114,17 @@ impl State {
     /// The last migrations that ended, oldest first.
     pub fn ended_migrations(&self) -> &VecDeque<EndedMigration> {
         &self.ended_migrations
+    }
+
+    /// The newest generation that was given out, to anything.
+    pub fn last_generation(&self) -> Generation {
+        self.last_generation
+    }
+
+    /// Volumes whose migration is overdue and is not being reaped.
+    pub fn overdue(&self) -> impl Iterator<Item = (&Volume, &Migration)> {
+        let migrating = self.volumes.values().filter_map(|volume| Some((volume, volume.migration.as_ref()?)));
+        migrating.filter(|(_, migration)| migration.phase == MigrationPhase::Overdue)
     }
 
     /// Whether something waits for the clock: then the leader proposes ticks.

@@ -102,12 +102,12 @@ impl Ledger {
         assert_eq!(self.apply(Command::VolumeCreated { volume: volume(id), generation }), Response::Done);
     }
 
-    pub(crate) fn publish_as(&mut self, name: &str, mode: AttachmentMode, vmi: VmiObservation) -> Response {
-        self.apply(Command::Publish { volume: volume(V), node: node(name), mode, vmi })
+    pub(crate) fn publish_as(&mut self, name: &str, mode: AttachmentMode, observed: Observed) -> Response {
+        self.apply(Command::Publish { volume: volume(V), node: node(name), mode, observed })
     }
 
     pub(crate) fn publish(&mut self, name: &str, mode: AttachmentMode) -> Response {
-        self.publish_as(name, mode, VmiObservation::Unknown)
+        self.publish_as(name, mode, Observed::default())
     }
 
     /// Publishes and confirms the export.

@@ -1,11 +1,12 @@
 //! Volumes and their attachments, as the ledger holds them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::access::{AttachmentMode, FsType};
+use crate::history::Record;
 use crate::ids::{AppliancePath, BootId, ByteSize, HostAddress, NodeId, VolumeId, VolumeName};
 use crate::migration::{DEFAULT_MIGRATION_TIMEOUT_SECONDS, Migration};
 use crate::mkfs::MkfsOptions;
@@ -95,6 +96,8 @@ pub struct VolumeParameters {
     pub nr_io_queues: Option<u32>,
     /// Seconds until a migration is overdue (`migrationTimeoutSeconds`).
     pub migration_timeout_seconds: u32,
+    /// Whether a second node is refused where pods of more than one VM use the volume (`sameVmCheck`).
+    pub same_vm_check: bool,
 }
 
 impl VolumeParameters {
@@ -112,6 +115,7 @@ impl VolumeParameters {
             keep_alive_tmo_seconds: DEFAULT_KEEP_ALIVE_TMO_SECONDS,
             nr_io_queues: None,
             migration_timeout_seconds: DEFAULT_MIGRATION_TIMEOUT_SECONDS,
+            same_vm_check: true,
         }
     }
 }
@@ -168,10 +172,13 @@ pub struct Volume {
     pub attachments: BTreeMap<NodeId, Attachment>,
     /// Why it is on two nodes, if it is.
     pub migration: Option<Migration>,
-    /// Nodes whose attachment was reaped, or is being, and that have not been unpublished since.
-    pub reaped: BTreeSet<NodeId>,
+    /// Nodes that lost the volume without being asked (the reaper, or a proof that the node is off), or are losing
+    /// it, and that have not been unpublished since.
+    pub cut_off: BTreeSet<NodeId>,
     /// When the intent to create it was recorded.
     pub created_at: LedgerTime,
+    /// The last things that happened to it, oldest first.
+    pub history: VecDeque<Record>,
 }
 
 /// Where an attachment is in its life; when it is proven gone it is removed.
@@ -236,11 +243,6 @@ pub struct Attachment {
     pub problem: Option<Problem>,
     /// When it was recorded.
     pub since: LedgerTime,
-}
-
-impl Volume {
-    /// The node other than `node` that has the volume, if any.
-    pub fn other_node(&self, node: &NodeId) -> Option<&NodeId> {
-        self.attachments.keys().find(|other| *other != node)
-    }
+    /// The VM that it was published for, where that is known.
+    pub vm: Option<String>,
 }

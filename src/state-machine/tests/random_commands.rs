@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, AttachmentPhase, BootId, ByteSize, Command, Entry,
-    FsType, Generation, HostAddress, LedgerTime, MigrationId, NodeId, NodeMoment, Nqn, Problem, ProblemKind,
-    ReapDecision, Response, State, VmiObservation, VolumeId, VolumeName, VolumeParameters, plan,
+    Fact, FsType, Generation, HostAddress, LedgerTime, MigrationId, NodeId, NodeMoment, Nqn, Observed,
+    OffProof, Problem, ProblemKind, ReapDecision, Response, State, VmiObservation, VolumeId, VolumeName,
+    VolumeParameters, plan,
 };
 
 const VOLUMES: [&str; 2] =
@@ -45,7 +46,7 @@ enum Draft {
         volume: usize,
         node: usize,
         mode: usize,
-        vmi: usize,
+        seen: usize,
     },
     Unpublish {
         volume: usize,
@@ -74,6 +75,11 @@ enum Draft {
         node: usize,
         back: u64,
     },
+    NodeOff {
+        node: usize,
+        volume: Option<usize>,
+        back: u64,
+    },
     Tick,
     Version,
 }
@@ -87,8 +93,8 @@ fn drafts() -> impl Strategy<Value = Draft> {
         8 => (0..8_usize, 0..8_usize).prop_map(|(pick, how)| Draft::Settle { pick, how }),
         1 => (volume.clone(), node.clone(), 0..4_u64, 0..6_usize)
             .prop_map(|(volume, node, back, what)| Draft::Late { volume, node, back, what }),
-        8 => (volume.clone(), node.clone(), 0..8_usize, 0..6_usize)
-            .prop_map(|(volume, node, mode, vmi)| Draft::Publish { volume, node, mode, vmi }),
+        8 => (volume.clone(), node.clone(), 0..8_usize, 0..9_usize)
+            .prop_map(|(volume, node, mode, seen)| Draft::Publish { volume, node, mode, seen }),
         4 => (volume.clone(), prop::option::weighted(0.9, node.clone()), prop::bool::weighted(0.9))
             .prop_map(|(volume, node, require_proof)| Draft::Unpublish { volume, node, require_proof }),
         3 => (node.clone(), boot.clone(), 0..3_u32)
@@ -97,7 +103,10 @@ fn drafts() -> impl Strategy<Value = Draft> {
             .prop_map(|(volume, node, boot, age)| Draft::Permit { volume, node, boot, age }),
         4 => (volume.clone(), node.clone(), boot, 0..3_u64)
             .prop_map(|(volume, node, boot, age)| Draft::Off { volume, node, boot, age }),
-        2 => (volume, node, 0..2_u64).prop_map(|(volume, node, back)| Draft::Reap { volume, node, back }),
+        2 => (volume.clone(), node.clone(), 0..2_u64)
+            .prop_map(|(volume, node, back)| Draft::Reap { volume, node, back }),
+        1 => (node, prop::option::of(volume), 0..4_u64)
+            .prop_map(|(node, volume, back)| Draft::NodeOff { node, volume, back }),
         2 => Just(Draft::Tick),
         1 => Just(Draft::Version),
     ]
@@ -171,13 +180,8 @@ fn resolve(draft: Draft, state: &State, moment_ns: u64) -> Command {
             let generation = Generation(newest.0.saturating_sub(back));
             late(volume(v), node(n), generation, what)
         }
-        Draft::Publish { volume: v, node: n, mode: m, vmi } => {
-            let vmi = match vmi {
-                0 => VmiObservation::NotMigrating,
-                1 => VmiObservation::Migrating,
-                _ => VmiObservation::Unknown,
-            };
-            Command::Publish { volume: volume(v), node: node(n), mode: mode(m), vmi }
+        Draft::Publish { volume: v, node: n, mode: m, seen } => {
+            Command::Publish { volume: volume(v), node: node(n), mode: mode(m), observed: observed(seen) }
         }
         Draft::Unpublish { volume: v, node: n, require_proof } => {
             Command::Unpublish { volume: volume(v), node: n.map(node), require_proof }
@@ -207,8 +211,25 @@ fn resolve(draft: Draft, state: &State, moment_ns: u64) -> Command {
             let migration = MigrationId(running.saturating_sub(back));
             Command::Reap { volume: volume(v), migration, decision }
         }
+        Draft::NodeOff { node: n, volume: v, back } => {
+            let up_to = Generation(newest.0.saturating_sub(back));
+            let proof = [OffProof::OutOfService, OffProof::NodeDeleted][n % 2].clone();
+            Command::NodeIsOff { node: node(n), volume: v.map(volume), up_to, proof }
+        }
         Draft::Tick => Command::Tick,
         Draft::Version => Command::SetClusterVersion { version: 1 },
+    }
+}
+
+fn observed(index: usize) -> Observed {
+    let seen = |vmi| Observed { vmi, ..Observed::default() };
+    match index {
+        0 => seen(VmiObservation::NotMigrating),
+        1 => seen(VmiObservation::Migrating),
+        2 => Observed { least_timeout_seconds: Some(45), ..seen(VmiObservation::Migrating) },
+        3 => Observed { other_users: Some("pods p and q".to_owned()), ..Observed::default() },
+        4 | 5 => Observed { vm: Some("vm".to_owned()), one_publish_per_vm: true, ..Observed::default() },
+        _ => Observed::default(),
     }
 }
 
@@ -285,9 +306,14 @@ fn check_step(
                 | Command::ReportDisconnected { .. }
                 | Command::RegisterNode { .. }
                 | Command::Reap { .. }
+                | Command::NodeIsOff { .. }
         );
         assert!(allowed, "{command:?} detached {key:?}");
+        if let Command::NodeIsOff { node, up_to, .. } = command {
+            assert!(key.1 == *node && old[key] <= *up_to, "{command:?} detached {key:?}");
+        }
     }
+    check_records(before, after, &old, &new);
     if matches!(response, Response::Refused(_)) {
         assert_eq!(before.volumes().keys().collect::<Vec<_>>(), after.volumes().keys().collect::<Vec<_>>());
         assert_eq!(old, new, "a refusal attached or detached");
@@ -302,6 +328,34 @@ fn check_step(
     }
 }
 
+/// What a command did to attachments and migrations is in the history, once.
+fn check_records(before: &State, after: &State, old: &Generations, new: &Generations) {
+    let records: Vec<_> = after.records_after(before.last_record()).collect();
+    let count =
+        |is: &dyn Fn(&VolumeId, &Fact) -> bool| records.iter().filter(|(id, r)| is(id, &r.fact)).count();
+    for (id, volume) in before.volumes() {
+        let kept = after.volume(id).map_or(0, |volume| volume.history.len());
+        assert!(after.volume(id).is_none() || kept >= volume.history.len(), "history of {id} got shorter");
+    }
+    for (volume, node) in old.keys().filter(|key| !new.contains_key(*key)) {
+        let is = |id: &VolumeId, fact: &Fact| matches!(fact, Fact::Detached { node: n, .. } if n == node && id == volume);
+        assert_eq!(count(&is), 1, "{node} left {volume}");
+    }
+    let began = after.volumes().values().filter(|v| {
+        let then = before.volume(&v.id).and_then(|v| v.migration.as_ref()).map(|m| m.id);
+        v.migration.as_ref().is_some_and(|migration| Some(migration.id) != then)
+    });
+    assert_eq!(count(&|_, fact| matches!(fact, Fact::MigrationStarted { .. })), began.count());
+    let ended = before.volumes().values().filter(|v| {
+        let now = after.volume(&v.id).and_then(|v| v.migration.as_ref()).map(|m| m.id);
+        v.migration.as_ref().is_some_and(|migration| Some(migration.id) != now)
+    });
+    assert_eq!(count(&|_, fact| matches!(fact, Fact::MigrationEnded { .. })), ended.count());
+    let overdue = after.overdue().filter(|(v, _)| !before.overdue().any(|(then, _)| then.id == v.id));
+    let named = count(&|_, fact| matches!(fact, Fact::MigrationOverdue { .. }));
+    assert!(named >= overdue.count(), "a migration became overdue in silence");
+}
+
 /// Whatever the two attachments' phases, a third node stays out.
 fn refuses_a_third(state: &State, volume: &state_machine::Volume) {
     for name in NODES {
@@ -309,12 +363,8 @@ fn refuses_a_third(state: &State, volume: &state_machine::Volume) {
         if volume.attachments.contains_key(&node) {
             continue;
         }
-        let command = Command::Publish {
-            volume: volume.id.clone(),
-            node,
-            mode: mode(7),
-            vmi: VmiObservation::Migrating,
-        };
+        let command =
+            Command::Publish { volume: volume.id.clone(), node, mode: mode(7), observed: observed(1) };
         let response = state.clone().apply(Entry { at: state.clock(), command });
         assert!(matches!(response, Response::Refused(_)), "third node {name}: {response:?}");
     }

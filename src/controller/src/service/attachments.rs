@@ -6,8 +6,8 @@ use csi::context::PublishContext;
 use csi::{parse, status};
 use proto::csi::v1;
 use state_machine::{
-    AccessType, AttachmentPhase, Command, Generation, NodeId, Problem, Response, State, VmiObservation,
-    Volume, VolumeId,
+    AccessType, AttachmentPhase, Command, Generation, NodeId, Observed, Problem, Response, State, Volume,
+    VolumeId,
 };
 use tonic::{Code, Status};
 
@@ -51,7 +51,7 @@ impl ControllerService {
         let class_fs_type = self.existing(id, deadline).await?.parameters.fs_type;
         let mode = wanted.mode(class_fs_type);
         let command =
-            Command::Publish { volume: id.clone(), node: node.clone(), mode, vmi: VmiObservation::Unknown };
+            Command::Publish { volume: id.clone(), node: node.clone(), mode, observed: Observed::default() };
         let response = self.propose(command, deadline).await?;
         let Response::Attached { generation } = response else {
             return Err(Status::internal(format!("publish answered {response:?}")));

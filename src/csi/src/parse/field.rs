@@ -48,6 +48,13 @@ where
     }
 }
 
+/// `true` or `false`, in these letters.
+pub(crate) fn flag(field: &str, text: &str) -> Result<bool, RequestError> {
+    text.parse().map_err(|_| {
+        RequestError::invalid(field, format!("is {}, neither \"true\" nor \"false\"", quoted(text)))
+    })
+}
+
 fn check_characters(
     field: &str,
     what: &str,

@@ -8,7 +8,7 @@ use state_machine::{
 };
 
 use super::RequestError;
-use super::field::{check_key, id, number, quoted};
+use super::field::{check_key, flag, id, number, quoted};
 
 /// Keys with this prefix are the sidecars' own: accepted, not read.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
@@ -33,8 +33,9 @@ pub(crate) mod keys {
     pub(crate) const KEEP_ALIVE_TMO: &str = "keepAliveTmo";
     pub(crate) const NR_IO_QUEUES: &str = "nrIoQueues";
     pub(crate) const MIGRATION_TIMEOUT: &str = "migrationTimeoutSeconds";
+    pub(crate) const SAME_VM_CHECK: &str = "sameVmCheck";
 
-    pub(super) const ALL: [&str; 11] = [
+    pub(super) const ALL: [&str; 12] = [
         VOLUME_PATH,
         NVME_ADDRESS,
         NVME_PORT,
@@ -46,6 +47,7 @@ pub(crate) mod keys {
         KEEP_ALIVE_TMO,
         NR_IO_QUEUES,
         MIGRATION_TIMEOUT,
+        SAME_VM_CHECK,
     ];
 }
 
@@ -85,6 +87,8 @@ pub struct ClassParameters {
     pub nr_io_queues: Option<u32>,
     /// `migrationTimeoutSeconds`.
     pub migration_timeout_seconds: Option<u32>,
+    /// `sameVmCheck`.
+    pub same_vm_check: Option<bool>,
 }
 
 impl ClassParameters {
@@ -131,6 +135,7 @@ impl ClassParameters {
                 let (least, most) = (MIN_MIGRATION_TIMEOUT_SECONDS, MAX_MIGRATION_TIMEOUT_SECONDS);
                 self.migration_timeout_seconds = Some(number(&field, value, least, most)?);
             }
+            keys::SAME_VM_CHECK => self.same_vm_check = Some(flag(&field, value)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -162,6 +167,7 @@ impl ClassParameters {
             migration_timeout_seconds: self
                 .migration_timeout_seconds
                 .unwrap_or(own.migration_timeout_seconds),
+            same_vm_check: self.same_vm_check.unwrap_or(own.same_vm_check),
         }
     }
 
@@ -191,6 +197,7 @@ impl ClassParameters {
                 keys::MIGRATION_TIMEOUT,
                 differs(&self.migration_timeout_seconds, &volume.migration_timeout_seconds),
             ),
+            (keys::SAME_VM_CHECK, differs(&self.same_vm_check, &volume.same_vm_check)),
         ];
         rows.into_iter().find_map(|(key, differs)| differs.then_some(key))
     }
@@ -220,7 +227,7 @@ mod tests {
         assert_eq!((volume.nvme_port, volume.fs_type), (4420, FsType::Ext4));
         assert_eq!((volume.ctrl_loss_tmo_seconds, volume.fast_io_fail_tmo_seconds), (-1, -1));
         assert_eq!((volume.nr_io_queues, volume.mkfs_options), (None, None));
-        assert_eq!(volume.migration_timeout_seconds, 300);
+        assert_eq!((volume.migration_timeout_seconds, volume.same_vm_check), (300, true));
 
         let given = parse(&[
             ("volumePath", "/pool/x"),
@@ -234,6 +241,7 @@ mod tests {
             ("keepAliveTmo", "10"),
             ("nrIoQueues", "128"),
             ("migrationTimeoutSeconds", "86400"),
+            ("sameVmCheck", "false"),
             ("csi.storage.k8s.io/pvc/name", "anything at all"),
         ])
         .unwrap();
@@ -243,6 +251,7 @@ mod tests {
         assert_eq!((volume.ctrl_loss_tmo_seconds, volume.reconnect_delay_seconds), (600, 2));
         assert_eq!((volume.keep_alive_tmo_seconds, volume.migration_timeout_seconds), (10, 86_400));
         assert_eq!((volume.fast_io_fail_tmo_seconds, volume.nr_io_queues), (30, Some(128)));
+        assert!(!volume.same_vm_check);
         assert_eq!(volume.mkfs_options.as_ref().map(MkfsOptions::as_str), Some("-m reflink=0"));
         assert_eq!(given.first_difference(&volume), None);
     }
@@ -270,6 +279,9 @@ mod tests {
             ("keepAliveTmo", "3601"),
             ("migrationTimeoutSeconds", "29"),
             ("migrationTimeoutSeconds", "86401"),
+            ("sameVmCheck", ""),
+            ("sameVmCheck", "True"),
+            ("sameVmCheck", "1"),
             ("nvmeport", "4420"),
         ] {
             match parse(&[(key, value)]) {
@@ -294,6 +306,7 @@ mod tests {
             ("keepAliveTmo", "1"),
             ("nrIoQueues", "1"),
             ("migrationTimeoutSeconds", "31"),
+            ("sameVmCheck", "false"),
         ] {
             assert_eq!(parse(&[(key, value)]).unwrap().first_difference(&volume), Some(key));
         }

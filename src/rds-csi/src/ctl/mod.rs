@@ -5,6 +5,7 @@
 
 mod access;
 mod call;
+mod detach;
 mod render;
 
 use std::path::PathBuf;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use proto::operator::v1::{
-    AddReplicaRequest, GetVolumeRequest, ListMigrationsRequest, ListReplicasReply, ListReplicasRequest,
-    ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusReply, StatusRequest,
+    AddReplicaRequest, GetVolumeRequest, ListMigrationsReply, ListMigrationsRequest, ListReplicasReply,
+    ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusReply,
+    StatusRequest, Volume,
 };
 use serde::Serialize;
 
@@ -28,6 +30,8 @@ use crate::failure::Failure;
   rds-csi ctl --config DIR/ctl.toml status
   rds-csi ctl --config DIR/ctl.toml -o json volumes
   rds-csi ctl --endpoint 10.0.0.1:9810,10.0.0.2:9810 --ca ca.pem --cert me.pem --key me.key migrations
+  rds-csi ctl --config DIR/ctl.toml volume pvc-... --history
+  rds-csi ctl --config DIR/ctl.toml detach pvc-... NODE --node-is-off
   rds-csi ctl --config DIR/ctl.toml replicas replace 4711")]
 pub struct CtlArguments {
     /// A TOML file with `endpoints`, `ca`, `cert` and `key`; `rds-csi dev` writes one
@@ -76,8 +80,13 @@ enum Question {
     Volume {
         /// Its id, `pvc-...`
         id: String,
+        /// Also the last things that happened to it
+        #[arg(long)]
+        history: bool,
     },
-    /// Running migrations, then the last that ended
+    /// Takes a volume from a node that is off; its proof is your word, and is recorded with your name
+    Detach(detach::Detach),
+    /// Running migrations, then the last that ended: who decided, and on what evidence
     Migrations,
     /// The cluster's members
     Replicas {
@@ -158,16 +167,23 @@ async fn answer(
             let ask = async |client: &mut call::Client| client.list_volumes(ListVolumesRequest {}).await;
             print_as(output, &call::ask(access, deadline, ask).await?, render::volumes)
         }
-        Question::Volume { id } => {
+        Question::Volume { id, history } => {
             let ask = async |client: &mut call::Client| {
-                client.get_volume(GetVolumeRequest { id: id.clone() }).await
+                client.get_volume(GetVolumeRequest { id: id.clone(), with_history: history }).await
             };
-            print_as(output, &call::ask(access, deadline, ask).await?, render::volume)
+            let reply = call::ask_for_best(access, deadline, ask, |reply: &Volume| reply.by_leader).await?;
+            print_as(output, &reply, render::volume)
+        }
+        Question::Detach(order) => {
+            let request = order.confirmed()?;
+            let ask = async |client: &mut call::Client| client.detach_volume(request.clone()).await;
+            print_as(output, &call::ask(access, deadline, ask).await?, |reply| order.done(reply))
         }
         Question::Migrations => {
             let ask =
                 async |client: &mut call::Client| client.list_migrations(ListMigrationsRequest {}).await;
-            print_as(output, &call::ask(access, deadline, ask).await?, render::migrations)
+            let by_leader = |reply: &ListMigrationsReply| reply.by_leader;
+            print_as(output, &call::ask_for_best(access, deadline, ask, by_leader).await?, render::migrations)
         }
         Question::Replicas { order } => {
             carry_out(access, deadline, order.unwrap_or(ReplicaOrder::List), output).await
@@ -246,7 +262,16 @@ mod tests {
         let arguments = parse(&["--endpoint", "a:1,b:2", "volume", "pvc-1", "-o", "json", "--deadline", "3"]);
         assert_eq!(arguments.endpoint, ["a:1", "b:2"]);
         assert_eq!((arguments.output, arguments.deadline), (OutputFormat::Json, 3));
-        assert!(matches!(arguments.question, Question::Volume { id } if id == "pvc-1"));
+        assert!(matches!(arguments.question, Question::Volume { id, history: false } if id == "pvc-1"));
+    }
+
+    #[test]
+    fn a_detach_is_confirmed_by_default_and_only_with_its_flag() {
+        let parsed = |line: &[&str]| format!("{:?}", parse(line).question);
+        let plain = parsed(&["detach", "pvc-1", "node-a"]);
+        assert!(plain.contains("node_is_off: false") && plain.contains("yes: false"), "{plain}");
+        let sure = parsed(&["detach", "pvc-1", "node-a", "--node-is-off", "--yes"]);
+        assert!(sure.contains("node_is_off: true") && sure.contains("yes: true"), "{sure}");
     }
 
     #[test]

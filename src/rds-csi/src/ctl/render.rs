@@ -101,7 +101,7 @@ pub(crate) fn volume(volume: &Volume) -> String {
     facts.row(["phase".to_owned(), volume.phase.clone()]);
     facts.row(["generation".to_owned(), volume.generation.to_string()]);
     facts.row(["problem".to_owned(), volume.problem.clone()]);
-    facts.row(["reaped nodes".to_owned(), volume.reaped_nodes.join(", ")]);
+    facts.row(["cut off".to_owned(), volume.cut_off_nodes.join(", ")]);
     if let Some(migration) = &volume.migration {
         let age = units::span(volume.ledger_time_ms.saturating_sub(migration.started_ms));
         let limit = units::span(migration.timeout_ms);
@@ -121,12 +121,43 @@ pub(crate) fn volume(volume: &Volume) -> String {
             attachment.problem.clone(),
         ]);
     }
-    format!("{}\n{}", facts.render(), table.render())
+    let mut text = format!("{}\n{}", facts.render(), table.render());
+    if !volume.history.is_empty() {
+        text += &format!("\n{}", history(volume));
+    }
+    text
+}
+
+/// What happened to a volume, newest first.
+fn history(volume: &Volume) -> String {
+    let mut table = Table::new(["RECORD", "AGE", "FACT", "NODE", "MIGRATION", "DETAIL"]);
+    for record in volume.history.iter().rev() {
+        table.row([
+            record.number.to_string(),
+            units::span(volume.ledger_time_ms.saturating_sub(record.at_ms)),
+            record.fact.clone(),
+            record.node_id.clone(),
+            optional(record.migration_id),
+            record.detail.clone(),
+        ]);
+    }
+    table.render()
 }
 
 pub(crate) fn migrations(reply: &ListMigrationsReply) -> String {
-    let mut table =
-        Table::new(["ID", "VOLUME", "SOURCE", "TARGET", "PHASE", "OUTCOME", "TOOK", "LIMIT", "EVIDENCE"]);
+    let mut table = Table::new([
+        "ID",
+        "VOLUME",
+        "SOURCE",
+        "TARGET",
+        "PHASE",
+        "OUTCOME",
+        "BEGAN",
+        "TOOK",
+        "LIMIT",
+        "DECIDED BY",
+        "EVIDENCE",
+    ]);
     for migration in &reply.migrations {
         let until = migration.ended_ms.unwrap_or(reply.ledger_time_ms);
         table.row([
@@ -136,8 +167,10 @@ pub(crate) fn migrations(reply: &ListMigrationsReply) -> String {
             migration.target_node_id.clone(),
             migration.phase.clone(),
             migration.outcome.clone(),
+            format!("{} ago", units::span(reply.ledger_time_ms.saturating_sub(migration.started_ms))),
             units::span(until.saturating_sub(migration.started_ms)),
             units::span(migration.timeout_ms),
+            migration.decided_by.clone(),
             migration.evidence.clone(),
         ]);
     }
@@ -146,6 +179,8 @@ pub(crate) fn migrations(reply: &ListMigrationsReply) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proto::operator::v1::Record;
+
     use super::*;
 
     fn replica(id: u64, role: &str, lag: Option<u64>) -> ReplicaStatus {
@@ -221,11 +256,48 @@ controller-22  22  127.0.0.1:22  unreachable  yes    -        -
 
     #[test]
     fn a_migrations_length_ends_with_it() {
-        let ended = Migration { ended_ms: Some(2_500), outcome: "success".to_owned(), ..migration() };
-        let reply = ListMigrationsReply { migrations: vec![migration(), ended], ledger_time_ms: 61_000 };
+        let ended = Migration {
+            ended_ms: Some(2_500),
+            outcome: "success".to_owned(),
+            decided_by: "operator ann".to_owned(),
+            evidence: "source node-a left".to_owned(),
+            ..migration()
+        };
+        let migrations_shown = vec![migration(), ended];
+        let reply = ListMigrationsReply {
+            migrations: migrations_shown,
+            ledger_time_ms: 61_000,
+            ..Default::default()
+        };
         let text = migrations(&reply);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("1 min 0 s"), "{text}");
-        assert!(lines[2].contains("success") && lines[2].contains("1.5 s"), "{text}");
+        for told in ["success", "1.5 s", "1 min 0 s ago", "operator ann", "source node-a left"] {
+            assert!(lines[2].contains(told), "{told}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_history_is_shown_newest_first_and_only_if_it_was_asked_for() {
+        let record = |number, at_ms, fact: &str| Record {
+            number,
+            at_ms,
+            fact: fact.to_owned(),
+            node_id: "node-a".to_owned(),
+            detail: "generation 2".to_owned(),
+            ..Record::default()
+        };
+        let told = Volume {
+            history: vec![record(1, 1_000, "Attached"), record(7, 9_000, "Detached")],
+            ledger_time_ms: 61_000,
+            ..Volume::default()
+        };
+        let expected = "\
+RECORD  AGE        FACT      NODE    MIGRATION  DETAIL
+7       52.0 s     Detached  node-a  -          generation 2
+1       1 min 0 s  Attached  node-a  -          generation 2
+";
+        assert!(volume(&told).ends_with(expected), "{}", volume(&told));
+        assert!(!volume(&Volume::default()).contains("RECORD"));
     }
 }

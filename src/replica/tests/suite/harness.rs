@@ -24,12 +24,17 @@ use tonic::transport::server::TcpIncoming;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Deadline of a single proposal or read.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
+/// Threads of a replica.
+const WORKERS: usize = 2;
 /// Slower than by default, so that a busy machine causes no elections.
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     election_min: Duration::from_millis(300),
     election_max: Duration::from_millis(600),
 };
+
+/// Three that are configured, and one more.
+pub(crate) const PLACES: usize = 4;
 
 pub(crate) fn deadline() -> Instant {
     Instant::now() + DEADLINE
@@ -90,6 +95,28 @@ impl Running {
     ) -> T {
         self.runtime.spawn(work(self.replica.clone())).await.unwrap()
     }
+
+    /// Stops all of the replica's threads where they are, as SIGSTOP would, until the answer is dropped.
+    pub(crate) async fn paused(&self) -> Paused {
+        let mut wake = Vec::new();
+        for _ in 0..WORKERS {
+            let (sender, held) = std::sync::mpsc::channel::<()>();
+            let (says, stopped) = tokio::sync::oneshot::channel();
+            self.runtime.spawn(async move {
+                let _ = says.send(());
+                // A thread that is blocked here runs no other task; it is over when the sender is dropped.
+                let _ = held.recv();
+            });
+            stopped.await.unwrap();
+            wake.push(sender);
+        }
+        Paused { _wake: wake }
+    }
+}
+
+/// A replica's threads stand still as long as this lives.
+pub(crate) struct Paused {
+    _wake: Vec<std::sync::mpsc::Sender<()>>,
 }
 
 /// The next port to try. Below what Linux takes for outgoing connections: one of those could take a crashed
@@ -111,7 +138,8 @@ pub(crate) struct Cluster {
     /// All places; the first three are configured.
     pub(crate) places: Vec<PeerAddress>,
     pub(crate) snapshot_every: u64,
-    pub(crate) clock: Arc<dyn MonotonicClock>,
+    /// Each place's own clock.
+    pub(crate) clocks: [Arc<dyn MonotonicClock>; PLACES],
     running: BTreeMap<usize, Running>,
 }
 
@@ -126,9 +154,9 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new(&dir.path().join("tls"));
         let place = |i| PeerAddress { name: format!("r{i}"), address: format!("127.0.0.1:{}", free_port()) };
-        let places = (0..4).map(place).collect();
-        let clock = Arc::new(SystemClock::new());
-        Self { dir, authority, places, snapshot_every: 10_000, clock, running: BTreeMap::new() }
+        let places = (0..PLACES).map(place).collect();
+        let clocks = std::array::from_fn(|_| Arc::new(SystemClock::new()) as Arc<dyn MonotonicClock>);
+        Self { dir, authority, places, snapshot_every: 10_000, clocks, running: BTreeMap::new() }
     }
 
     /// Three replicas that have formed a cluster.
@@ -175,10 +203,10 @@ impl Cluster {
 
     pub(crate) async fn try_start(&mut self, i: usize, config: ReplicaConfig) -> Result<(), StartError> {
         let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
         let tls = server_tls(&config.tls).unwrap();
         let address = self.places[i].address.clone();
-        let clock = self.clock.clone();
+        let clock = self.clocks[i].clone();
         let started = runtime
             .spawn(async move {
                 let replica = Replica::start_with_clock(config, clock).await?;

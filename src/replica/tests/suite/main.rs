@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod deadlines;
 mod harness;
 mod lost_disks;
 mod membership;

@@ -1,5 +1,6 @@
 //! The ledger's time: driven by the leader's monotonic clock, and only while something waits for it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,16 +8,15 @@ use std::time::Duration;
 use replica::MonotonicClock;
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, ByteSize, Command, Generation, HostAddress,
-    LedgerTime, MigrationPhase, NodeId, Response, State, VmiObservation, VolumeId, VolumeName,
-    VolumeParameters,
+    LedgerTime, MigrationPhase, NodeId, Observed, Response, State, VolumeId, VolumeName, VolumeParameters,
 };
 
 use crate::harness::{Cluster, deadline, register};
 
-const MIGRATION_TIMEOUT_SECONDS: u32 = 600;
+pub(crate) const MIGRATION_TIMEOUT_SECONDS: u32 = 600;
 
 /// Stands still unless told otherwise.
-struct FakeClock(AtomicU64);
+pub(crate) struct FakeClock(pub(crate) AtomicU64);
 
 impl MonotonicClock for FakeClock {
     fn elapsed(&self) -> Duration {
@@ -33,7 +33,7 @@ async fn decide(cluster: &Cluster, command: Command) -> Response {
         .unwrap()
 }
 
-async fn volume_on_two_nodes(cluster: &Cluster) -> VolumeId {
+pub(crate) async fn volume_on_two_nodes(cluster: &Cluster) -> VolumeId {
     let name = VolumeName::parse("a-volume").unwrap();
     let id = VolumeId::for_name(&name);
     let create = Command::CreateVolume {
@@ -64,7 +64,7 @@ async fn volume_on_two_nodes(cluster: &Cluster) -> VolumeId {
             read_only: false,
         };
         let publish =
-            Command::Publish { volume: id.clone(), node: node.clone(), mode, vmi: VmiObservation::Unknown };
+            Command::Publish { volume: id.clone(), node: node.clone(), mode, observed: Observed::default() };
         let Response::Attached { generation } = decide(cluster, publish).await else {
             panic!("not attached")
         };
@@ -79,7 +79,7 @@ async fn volume_on_two_nodes(cluster: &Cluster) -> VolumeId {
 async fn deadlines_come_with_the_leaders_clock_and_survive_it() {
     let clock = Arc::new(FakeClock(AtomicU64::new(77_000_000)));
     let mut cluster = Cluster::new();
-    cluster.clock = clock.clone();
+    cluster.clocks = std::array::from_fn(|_| clock.clone() as Arc<dyn MonotonicClock>);
     cluster.start_all().await;
     let now = || cluster.replica(0).read_local(State::clock);
     decide(&cluster, register(9)).await;
@@ -115,4 +115,37 @@ async fn deadlines_come_with_the_leaders_clock_and_survive_it() {
     assert_eq!(now(), LedgerTime(2 * half));
     // Nothing waits for the time any more.
     assert!(!cluster.replica(survivor).read_local(State::is_timed));
+}
+
+/// What would bring a wall clock in.
+const WALL_CLOCKS: [&str; 8] =
+    ["SystemTime", "UNIX_EPOCH", "chrono", "OffsetDateTime", "jiff", "CLOCK_REALTIME", "Utc::", "Local::"];
+
+fn sources_below(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources_below(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// A wall clock that jumps by an hour on any replica changes nothing, because none is read where time is kept.
+#[test]
+fn no_wall_clock_is_read_where_the_ledgers_time_is_kept() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    for room in ["src", "../state-machine/src", "../../storage/src"] {
+        sources_below(&here.join(room), &mut sources);
+    }
+    assert!(sources.len() > 30, "only {} sources", sources.len());
+    for path in sources {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (index, line) in text.lines().enumerate() {
+            let named = WALL_CLOCKS.iter().find(|name| line.contains(**name));
+            assert_eq!(named, None, "{}:{}: {line}", path.display(), index + 1);
+        }
+    }
 }

@@ -1,18 +1,20 @@
 //! Migrations past their deadline.
 
+use crate::history::Fact;
 use crate::ids::VolumeId;
 use crate::migration::{MigrationId, MigrationPhase, ReapDecision};
+use crate::observed::cut_text;
 use crate::response::{Refusal, Response};
 use crate::state::State;
 use crate::volume::{Attachment, AttachmentPhase};
 
 impl State {
     pub(super) fn become_overdue(&mut self, id: &VolumeId) {
-        if let Some(migration) = self.volumes.get_mut(id).and_then(|volume| volume.migration.as_mut()) {
-            match migration.phase {
-                MigrationPhase::Active => migration.phase = MigrationPhase::Overdue,
-                MigrationPhase::Overdue | MigrationPhase::Reaping(_) => {}
-            }
+        let running = self.volumes.get_mut(id).and_then(|volume| volume.migration.as_mut());
+        if let Some(running) = running.filter(|running| running.phase == MigrationPhase::Active) {
+            running.phase = MigrationPhase::Overdue;
+            let overdue = Fact::MigrationOverdue { id: running.id };
+            self.record(id, overdue);
         }
     }
 
@@ -40,12 +42,17 @@ impl State {
         if volume.attachments.iter().any(|(node, attachment)| *node != stale && leaving(attachment)) {
             return Err(nothing("the other side is leaving already, and the last one is never taken"));
         }
-        let Some(attachment) = volume.attachments.get_mut(&stale) else {
-            return Err(nothing("the node does not have the volume"));
+        let (decided_by, evidence) = (cut_text(decision.decided_by), cut_text(decision.evidence));
+        let why = cut_text(format!("migration {migration} is overdue: {evidence}"));
+        let decided = Fact::ReapDecided {
+            id: migration,
+            stale: stale.clone(),
+            decided_by: decided_by.clone(),
+            evidence: evidence.clone(),
         };
-        attachment.phase = AttachmentPhase::Revoking;
-        volume.reaped.insert(stale.clone());
-        running.phase = MigrationPhase::Reaping(decision);
+        running.phase = MigrationPhase::Reaping(ReapDecision { stale: stale.clone(), decided_by, evidence });
+        self.record(id, decided);
+        self.cut_off(id, &stale, why);
         if self.free_if_proven_off(id, &stale) {
             return Ok(Response::Done);
         }
@@ -124,7 +131,7 @@ mod tests {
         let ended = &ledger.state.ended_migrations()[0];
         assert_eq!(ended.outcome, MigrationOutcome::Timeout);
         assert_eq!((ended.decided_by.as_str(), ended.evidence.as_str()), ("a test", "it says so"));
-        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
+        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::CutOff { .. }));
         ledger.grant("c", BLOCK_RWX);
     }
 
@@ -147,6 +154,30 @@ mod tests {
         ledger.report_off("b", moment);
         assert_eq!(ledger.state.ended_migrations()[0].outcome, MigrationOutcome::Timeout);
         ledger.grant("b", BLOCK_RWX);
+    }
+
+    #[test]
+    fn a_side_that_leaves_by_itself_is_reaped_without_a_mark() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        ledger.unpublish("a");
+        assert!(matches!(reap(&mut ledger, 1, "a"), Response::Revoking { .. }));
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        assert_eq!(ledger.volume().cut_off.len(), 0, "nobody would unpublish it once more");
+        ledger.grant("a", BLOCK_RWX);
+    }
+
+    #[test]
+    fn overdue_ones_are_found_until_they_are_reaped() {
+        let mut ledger = migrating();
+        let overdue =
+            |ledger: &Ledger| ledger.state.overdue().map(|(v, m)| (v.id.clone(), m.id)).collect::<Vec<_>>();
+        assert_eq!(overdue(&ledger), []);
+        ledger.pass_seconds(300);
+        assert_eq!(overdue(&ledger), [(volume(V), MigrationId(1))]);
+        reap(&mut ledger, 1, "b");
+        assert_eq!(overdue(&ledger), []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod migration;
 mod node;
+mod off;
 mod publish;
 mod unpublish;
 mod volume;
@@ -46,7 +47,7 @@ impl State {
             Command::OperationAbandoned { volume, generation, problem } => {
                 self.operation_abandoned(&volume, generation, problem)
             }
-            Command::Publish { volume, node, mode, vmi } => self.publish(&volume, &node, mode, vmi),
+            Command::Publish { volume, node, mode, observed } => self.publish(&volume, &node, mode, observed),
             Command::ExportConfirmed { volume, node, generation } => {
                 self.export_confirmed(&volume, &node, generation)
             }
@@ -66,6 +67,9 @@ impl State {
                 self.report_disconnected(&volume, &node, moment)
             }
             Command::Reap { volume, migration, decision } => self.reap(&volume, migration, decision),
+            Command::NodeIsOff { node, volume, up_to, proof } => {
+                Ok(self.node_is_off(&node, volume.as_ref(), up_to, proof))
+            }
         }
     }
 

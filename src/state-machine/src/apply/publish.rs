@@ -1,9 +1,10 @@
 //! Publish: DESIGN's table, first match wins, and what the executor proposes about a grant.
 
 use crate::access::{AccessType, AttachmentMode};
-use crate::command::VmiObservation;
+use crate::history::Fact;
 use crate::ids::{NodeId, VolumeId};
-use crate::migration::{Migration, MigrationId, MigrationPhase};
+use crate::migration::{MAX_MIGRATION_TIMEOUT_SECONDS, Migration, MigrationId, MigrationPhase};
+use crate::observed::{Observed, VmiObservation};
 use crate::response::{Refusal, Response};
 use crate::state::State;
 use crate::volume::{
@@ -16,12 +17,11 @@ impl State {
         id: &VolumeId,
         node: &NodeId,
         mode: AttachmentMode,
-        vmi: VmiObservation,
+        observed: Observed,
     ) -> Result<Response, Refusal> {
+        let observed = observed.bounded();
         let volume = self.volumes.get(id).ok_or_else(|| Refusal::VolumeNotFound { volume: id.clone() })?;
-        let Some(known) = self.nodes.get(node) else {
-            return Err(Refusal::NodeNotFound { node: node.clone() });
-        };
+        let known = self.nodes.get(node).ok_or_else(|| Refusal::NodeNotFound { node: node.clone() })?;
         let max_volumes = known.max_volumes;
         if volume.phase != VolumePhase::Ready {
             return Err(volume.busy());
@@ -34,14 +34,15 @@ impl State {
             self.attachment(id, node, generation)?.problem = None;
             return Ok(Response::Attached { generation });
         }
-        if volume.reaped.contains(node) {
-            return Err(Refusal::Reaped { volume: id.clone(), node: node.clone() });
+        if volume.cut_off.contains(node) {
+            return Err(Refusal::CutOff { volume: id.clone(), node: node.clone() });
         }
         if max_volumes > 0 && self.attachments_of(node) >= max_volumes as usize {
             return Err(Refusal::NodeFull { node: node.clone(), max_volumes });
         }
-        let source = volume.admit(node, mode, vmi, self.clock)?;
-        Ok(self.attach(id, node, mode, source))
+        let source = volume.admit(node, mode, &observed, self.clock)?;
+        self.check_vm_is_not_busy(id, &observed)?;
+        Ok(self.attach(id, node, mode, source, observed))
     }
 
     /// Records the attachment and, if the volume is on `source` already, the migration.
@@ -51,6 +52,7 @@ impl State {
         node: &NodeId,
         mode: AttachmentMode,
         source: Option<NodeId>,
+        observed: Observed,
     ) -> Response {
         let generation = self.next_generation();
         let clock = self.clock;
@@ -63,23 +65,45 @@ impl State {
                 heard: None,
                 problem: None,
                 since: clock,
+                vm: observed.vm,
             };
             volume.attachments.insert(node.clone(), attachment);
             if let Some(source) = source {
-                self.last_migration = MigrationId(self.last_migration.0 + 1);
-                let deadline = clock.plus_seconds(volume.parameters.migration_timeout_seconds);
-                volume.migration = Some(Migration {
-                    id: self.last_migration,
-                    source,
-                    target: node.clone(),
-                    started_at: clock,
-                    deadline,
-                    phase: MigrationPhase::Active,
-                });
-                self.deadlines.insert((deadline, id.clone()));
+                let class_seconds = volume.parameters.migration_timeout_seconds;
+                let timeout_seconds = class_seconds
+                    .max(observed.least_timeout_seconds.unwrap_or(0))
+                    .min(MAX_MIGRATION_TIMEOUT_SECONDS);
+                self.start_migration(id, source, node.clone(), timeout_seconds);
             }
         }
         Response::Attached { generation }
+    }
+
+    fn start_migration(&mut self, on: &VolumeId, source: NodeId, target: NodeId, timeout_seconds: u32) {
+        let Some(volume) = self.volumes.get_mut(on) else { return };
+        self.last_migration = MigrationId(self.last_migration.0 + 1);
+        let (id, started_at) = (self.last_migration, self.clock);
+        let deadline = started_at.plus_seconds(timeout_seconds);
+        let started =
+            Fact::MigrationStarted { id, source: source.clone(), target: target.clone(), timeout_seconds };
+        let phase = MigrationPhase::Active;
+        volume.migration = Some(Migration { id, source, target, started_at, deadline, phase });
+        self.deadlines.insert((deadline, on.clone()));
+        self.record(on, started);
+    }
+
+    /// The volumes of one VM are attached one after the other, if that is asked for. One that met trouble lets the
+    /// others pass.
+    fn check_vm_is_not_busy(&self, id: &VolumeId, observed: &Observed) -> Result<(), Refusal> {
+        let Some(vm) = observed.vm.as_ref().filter(|_| observed.one_publish_per_vm) else { return Ok(()) };
+        let is_under_way = |a: &Attachment| {
+            a.phase == AttachmentPhase::Granting && a.problem.is_none() && a.vm.as_ref() == Some(vm)
+        };
+        let mut others = self.volumes.values().filter(|other| other.id != *id);
+        let Some(other) = others.find(|other| other.attachments.values().any(is_under_way)) else {
+            return Ok(());
+        };
+        Err(Refusal::VmBusy { volume: id.clone(), vm: vm.clone(), other: other.id.clone() })
     }
 
     fn attachments_of(&self, node: &NodeId) -> usize {
@@ -94,12 +118,15 @@ impl State {
     ) -> Result<Response, Refusal> {
         let attachment = self.attachment(id, node, generation)?;
         match attachment.phase {
-            AttachmentPhase::Granting => attachment.phase = AttachmentPhase::Granted,
-            AttachmentPhase::Granted => {}
-            AttachmentPhase::Revoking => return Err(gone(id, node, generation, "it is being revoked")),
+            AttachmentPhase::Granting => {
+                attachment.phase = AttachmentPhase::Granted;
+                attachment.problem = None;
+                self.record(id, Fact::Attached { node: node.clone(), generation });
+                Ok(Response::Done)
+            }
+            AttachmentPhase::Granted => Ok(Response::Done),
+            AttachmentPhase::Revoking => Err(gone(id, node, generation, "it is being revoked")),
         }
-        attachment.problem = None;
-        Ok(Response::Done)
     }
 
     pub(super) fn grant_failed(
@@ -164,7 +191,7 @@ impl Volume {
         &self,
         node: &NodeId,
         mode: AttachmentMode,
-        vmi: VmiObservation,
+        observed: &Observed,
         now: LedgerTime,
     ) -> Result<Option<NodeId>, Refusal> {
         let others: Vec<_> = self.attachments.iter().filter(|(other, _)| *other != node).collect();
@@ -184,7 +211,12 @@ impl Volume {
                 self.migration.as_ref().map_or(0, |migration| now.millis_since(migration.started_at));
             return Err(Refusal::TwoNodesAlready { volume: self.id.clone(), holders, migration_age_ms });
         }
-        match vmi {
+        // Before the next row: that one may pass with time, and this is for somebody to mend.
+        if let Some(users) = observed.other_users.as_ref().filter(|_| self.parameters.same_vm_check) {
+            let (volume, node, users) = (self.id.clone(), (*other).clone(), users.clone());
+            return Err(Refusal::SeveralVms { volume, node, users });
+        }
+        match observed.vmi {
             VmiObservation::NotMigrating => {
                 Err(Refusal::NotMigrating { volume: self.id.clone(), node: (*other).clone() })
             }
@@ -221,14 +253,14 @@ mod tests {
         before: fn(&mut Ledger),
         node: &'static str,
         mode: AttachmentMode,
-        vmi: VmiObservation,
+        observed: Observed,
         expect: fn(&Response) -> bool,
     }
 
     impl Row {
         /// A publish of RWX block to node b.
         fn new(name: &'static str, before: fn(&mut Ledger), expect: fn(&Response) -> bool) -> Self {
-            Self { name, before, node: "b", mode: BLOCK_RWX, vmi: VmiObservation::Unknown, expect }
+            Self { name, before, node: "b", mode: BLOCK_RWX, observed: Observed::default(), expect }
         }
     }
 
@@ -251,11 +283,19 @@ mod tests {
         ledger.grant("c", BLOCK_RWX);
     }
 
+    fn seen(vmi: VmiObservation) -> Observed {
+        Observed { vmi, ..Observed::default() }
+    }
+
+    fn shared(vmi: VmiObservation) -> Observed {
+        Observed { other_users: Some("pods p and q".to_owned()), ..seen(vmi) }
+    }
+
     /// DESIGN.md, "Publish", row by row; the precedence of neighbouring rows in between.
     fn table() -> Vec<Row> {
-        let reaped = |ledger: &mut Ledger| {
+        let cut_off = |ledger: &mut Ledger| {
             let volume = ledger.state.volumes.get_mut(&volume(V)).unwrap();
-            volume.reaped.insert(node("b"));
+            volume.cut_off.insert(node("b"));
         };
         vec![
             Row::new("unknown volume", |l| l.state.volumes.clear(), refused!(Refusal::VolumeNotFound { .. })),
@@ -315,7 +355,7 @@ mod tests {
                     refused!(Refusal::OtherMode { .. }),
                 )
             },
-            Row::new("reaped and not unpublished since", reaped, refused!(Refusal::Reaped { .. })),
+            Row::new("cut off and not unpublished since", cut_off, refused!(Refusal::CutOff { .. })),
             Row::new(
                 "node at its limit",
                 |l| {
@@ -324,7 +364,8 @@ mod tests {
                     let generation = l.create(other, 1).generation();
                     l.created(other, generation);
                     let (volume, node) = (volume(other), node("b"));
-                    l.apply(Command::Publish { volume, node, mode: EXT4_RWO, vmi: VmiObservation::Unknown });
+                    let observed = Observed::default();
+                    l.apply(Command::Publish { volume, node, mode: EXT4_RWO, observed });
                 },
                 refused!(Refusal::NodeFull { max_volumes: 1, .. }),
             ),
@@ -360,10 +401,45 @@ mod tests {
                 refused!(Refusal::AttachedElsewhere { .. }),
             ),
             Row {
-                vmi: VmiObservation::NotMigrating,
+                observed: seen(VmiObservation::NotMigrating),
                 ..Row::new("VM restarted elsewhere", on_a, refused!(Refusal::NotMigrating { .. }))
             },
-            Row { vmi: VmiObservation::Migrating, ..Row::new("VM migrates", on_a, attached) },
+            Row { observed: seen(VmiObservation::Migrating), ..Row::new("VM migrates", on_a, attached) },
+            Row {
+                observed: shared(VmiObservation::Migrating),
+                ..Row::new("pods of more than one VM", on_a, |r| {
+                    matches!(r, Response::Refused(Refusal::SeveralVms { node, users, .. })
+                                 if node.as_str() == "a" && users == "pods p and q")
+                })
+            },
+            Row {
+                observed: shared(VmiObservation::NotMigrating),
+                ..Row::new("more than one VM, none migrates", on_a, refused!(Refusal::SeveralVms { .. }))
+            },
+            Row {
+                observed: shared(VmiObservation::Migrating),
+                ..Row::new(
+                    "more than one VM, unchecked",
+                    |l| {
+                        on_a(l);
+                        let volume = l.state.volumes.get_mut(&volume(V)).unwrap();
+                        volume.parameters.same_vm_check = false;
+                    },
+                    attached,
+                )
+            },
+            Row {
+                observed: shared(VmiObservation::Unknown),
+                ..Row::new("more than one VM, no other node", |_| {}, attached)
+            },
+            Row {
+                observed: shared(VmiObservation::Migrating),
+                ..Row::new(
+                    "more than one VM, two others",
+                    on_a_and_c,
+                    refused!(Refusal::TwoNodesAlready { .. }),
+                )
+            },
             Row::new("RWX block, one other node", on_a, attached),
             Row::new("RWX block, two others", on_a_and_c, |r| {
                 matches!(r, Response::Refused(Refusal::TwoNodesAlready { holders, .. })
@@ -394,7 +470,7 @@ mod tests {
                 volume: volume(V),
                 node: node(row.node),
                 mode: row.mode,
-                vmi: row.vmi,
+                observed: row.observed,
             });
             assert!((row.expect)(&response), "{}: {response:?}", row.name);
             if matches!(response, Response::Refused(_)) {
@@ -459,5 +535,67 @@ mod tests {
         let late = Command::ExportConfirmed { volume: volume(V), node: node("a"), generation: old };
         assert!(matches!(ledger.apply(late).refusal(), Refusal::AttachmentGone { .. }));
         assert_eq!(ledger.volume().attachments[&node("a")].phase, AttachmentPhase::Granting);
+    }
+
+    #[test]
+    fn a_migration_gets_the_time_that_kubevirt_gives_it() {
+        let rows = [(None, 300), (Some(30), 300), (Some(2_700), 2_700), (Some(u32::MAX), 86_400)];
+        for (least_timeout_seconds, expected) in rows {
+            let mut ledger = Ledger::with_volume();
+            ledger.grant("a", BLOCK_RWX);
+            ledger.pass_seconds(5);
+            let observed = Observed { least_timeout_seconds, ..seen(VmiObservation::Migrating) };
+            ledger.publish_as("b", BLOCK_RWX, observed);
+            let migration = ledger.volume().migration.clone().unwrap();
+            assert_eq!(migration.deadline.millis_since(migration.started_at), expected * 1000);
+        }
+    }
+
+    fn for_vm(vm: &str) -> Observed {
+        Observed { vm: Some(vm.to_owned()), one_publish_per_vm: true, ..Observed::default() }
+    }
+
+    /// Asks for the first volume on node `name`, while the other one is being attached to node a for VM `vm-1`.
+    fn beside_another(name: &str, observed: Observed, change: impl FnOnce(&mut Attachment)) -> Response {
+        let mut ledger = Ledger::with_volume();
+        let other = "pvc-00000000-0000-4000-8000-000000000002";
+        let generation = ledger.create(other, 1).generation();
+        ledger.created(other, generation);
+        let publish = |id, name: &str, observed| Command::Publish {
+            volume: volume(id),
+            node: node(name),
+            mode: BLOCK_RWX,
+            observed,
+        };
+        ledger.apply(publish(other, "a", for_vm("vm-1")));
+        change(
+            ledger.state.volumes.get_mut(&volume(other)).unwrap().attachments.get_mut(&node("a")).unwrap(),
+        );
+        ledger.apply(publish(V, name, observed))
+    }
+
+    #[test]
+    fn volumes_of_one_vm_are_attached_one_after_the_other() {
+        for name in ["a", "b"] {
+            let refusal = beside_another(name, for_vm("vm-1"), |_| {}).refusal();
+            assert!(matches!(&refusal, Refusal::VmBusy { vm, .. } if vm == "vm-1"), "{refusal}");
+        }
+        let unserialised = Observed { one_publish_per_vm: false, ..for_vm("vm-1") };
+        for observed in [for_vm("vm-2"), unserialised, Observed::default()] {
+            assert!(attached(&beside_another("a", observed, |_| {})));
+        }
+        let granted = |a: &mut Attachment| a.phase = AttachmentPhase::Granted;
+        assert!(attached(&beside_another("a", for_vm("vm-1"), granted)));
+        let trouble = Some(problem(crate::volume::ProblemKind::Unavailable));
+        assert!(attached(&beside_another("a", for_vm("vm-1"), |a| a.problem = trouble)));
+    }
+
+    #[test]
+    fn a_volume_does_not_wait_for_its_own_attachment() {
+        let mut ledger = Ledger::with_volume();
+        let generation = ledger.publish_as("a", BLOCK_RWX, for_vm("vm-1")).generation();
+        let again = ledger.publish_as("a", BLOCK_RWX, for_vm("vm-1"));
+        assert_eq!(again, Response::Attached { generation });
+        assert!(attached(&ledger.publish_as("b", BLOCK_RWX, for_vm("vm-1"))));
     }
 }

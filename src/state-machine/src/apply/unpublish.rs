@@ -1,10 +1,15 @@
 //! Unpublish: an attachment is revoked first, and goes only when its node is proven off.
 
+use crate::history::Fact;
 use crate::ids::{NodeId, VolumeId};
-use crate::migration::{EndedMigration, MigrationOutcome, MigrationPhase};
+use crate::migration::{EndedMigration, Migration, MigrationOutcome, MigrationPhase};
+use crate::observed::cut_text;
 use crate::response::{Refusal, Response};
 use crate::state::State;
 use crate::volume::{AttachmentPhase, Connection};
+
+/// Who wants what nobody else decided.
+const ORCHESTRATOR: &str = "unpublish";
 
 impl State {
     pub(super) fn unpublish(
@@ -14,21 +19,18 @@ impl State {
         require_proof: bool,
     ) -> Result<Response, Refusal> {
         let Some(volume) = self.volumes.get_mut(id) else { return Ok(Response::Done) };
-        volume.reaped.retain(|reaped| node.is_some_and(|node| node != reaped));
+        volume.cut_off.retain(|marked| node.is_some_and(|node| node != marked));
         let asked: Vec<NodeId> =
             volume.attachments.keys().filter(|n| node.is_none_or(|node| *n == node)).cloned().collect();
         for node in &asked {
-            if let Some(attachment) = volume.attachments.get_mut(node) {
-                attachment.phase = AttachmentPhase::Revoking;
-                attachment.problem = None;
-            }
+            self.revoke(id, node, ORCHESTRATOR.to_owned());
         }
         let mut nodes = Vec::new();
         for node in asked {
             let freed = if require_proof {
                 self.free_if_proven_off(id, &node)
             } else {
-                self.free(id, &node, "the orchestrator says so, unproven");
+                self.free(id, &node, ORCHESTRATOR, "the orchestrator says so, unproven");
                 true
             };
             if !freed {
@@ -38,28 +40,42 @@ impl State {
         if nodes.is_empty() { Ok(Response::Done) } else { Ok(Response::Revoking { nodes }) }
     }
 
+    /// Lets an attachment be cut; says whether it was not to be cut before.
+    pub(super) fn revoke(&mut self, id: &VolumeId, node: &NodeId, why: String) -> bool {
+        let attachment = self.volumes.get_mut(id).and_then(|volume| volume.attachments.get_mut(node));
+        let Some(attachment) = attachment else { return false };
+        match attachment.phase {
+            AttachmentPhase::Granting | AttachmentPhase::Granted => {
+                attachment.phase = AttachmentPhase::Revoking;
+                attachment.problem = None;
+                self.record(id, Fact::Revoked { node: node.clone(), why });
+                true
+            }
+            AttachmentPhase::Revoking => false,
+        }
+    }
+
     /// Frees a revoking attachment whose node is proven off; says whether it did.
     pub(super) fn free_if_proven_off(&mut self, id: &VolumeId, node: &NodeId) -> bool {
         let proven = self.volumes.get(id).and_then(|volume| volume.attachments.get(node)).is_some_and(|a| {
             a.phase == AttachmentPhase::Revoking && a.connection == Connection::Disconnected
         });
         if proven {
-            self.free(id, node, "its node is neither connected nor connecting");
+            self.free(id, node, ORCHESTRATOR, "its node is neither connected nor connecting");
         }
         proven
     }
 
     /// Removes the attachment and ends the migration that it was a side of.
-    fn free(&mut self, id: &VolumeId, node: &NodeId, evidence: &str) {
+    pub(super) fn free(&mut self, id: &VolumeId, node: &NodeId, by: &str, evidence: &str) {
         let Some(volume) = self.volumes.get_mut(id) else { return };
         if volume.attachments.remove(node).is_none() {
             return;
         }
-        let Some(migration) = volume.migration.take() else { return };
-        if migration.source != *node && migration.target != *node {
-            volume.migration = Some(migration);
-            return;
-        }
+        let is_side = |migration: &mut Migration| migration.source == *node || migration.target == *node;
+        let migration = volume.migration.take_if(is_side);
+        self.record(id, Fact::Detached { node: node.clone(), evidence: evidence.to_owned() });
+        let Some(migration) = migration else { return };
         self.deadlines.remove(&(migration.deadline, id.clone()));
         let (outcome, decided_by, evidence) = match migration.phase {
             MigrationPhase::Reaping(decision) if decision.stale == *node => {
@@ -71,9 +87,19 @@ impl State {
                 } else {
                     (MigrationOutcome::Failed, "target")
                 };
-                (outcome, "unpublish".to_owned(), format!("{side} {node} left: {evidence}"))
+                (outcome, by.to_owned(), cut_text(format!("{side} {node} left: {evidence}")))
             }
         };
+        self.record(
+            id,
+            Fact::MigrationEnded {
+                id: migration.id,
+                outcome,
+                decided_by: decided_by.clone(),
+                evidence: evidence.clone(),
+                started_at: migration.started_at,
+            },
+        );
         self.record_ended(EndedMigration {
             id: migration.id,
             volume: id.clone(),
@@ -181,10 +207,10 @@ mod tests {
     }
 
     #[test]
-    fn unpublish_clears_the_mark_of_a_reaped_node() {
+    fn unpublish_clears_the_mark_of_a_node_that_was_cut_off() {
         let mut ledger = Ledger::with_volume();
-        ledger.state.volumes.get_mut(&volume(V)).unwrap().reaped.insert(node("b"));
-        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::Reaped { .. }));
+        ledger.state.volumes.get_mut(&volume(V)).unwrap().cut_off.insert(node("b"));
+        assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::CutOff { .. }));
         assert_eq!(ledger.unpublish("b"), Response::Done);
         ledger.grant("b", BLOCK_RWX);
     }

@@ -1,7 +1,8 @@
 //! Creation, expansion and deletion: intents, and the outcomes that the executor proposes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::history::Fact;
 use crate::ids::{ByteSize, VolumeId, VolumeName};
 use crate::response::{Refusal, Response};
 use crate::state::{Failure, State};
@@ -33,8 +34,9 @@ impl State {
             problem: None,
             attachments: BTreeMap::new(),
             migration: None,
-            reaped: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             created_at: self.clock,
+            history: VecDeque::new(),
         };
         self.volumes.insert(id, volume);
         Ok(Response::Pending { generation })
@@ -70,6 +72,8 @@ impl State {
             | VolumePhase::Expanding { .. }
             | VolumePhase::Deleting => return Err(stale(id, generation)),
         }
+        let size = volume.size;
+        self.record(id, Fact::Created { size });
         Ok(Response::Done)
     }
 
@@ -115,6 +119,7 @@ impl State {
             VolumePhase::Expanding { to } => {
                 volume.size = to;
                 volume.settle();
+                self.record(id, Fact::Expanded { size: to });
                 Ok(Response::Done)
             }
             VolumePhase::Creating { .. } | VolumePhase::Ready | VolumePhase::Deleting => {

@@ -145,7 +145,8 @@ impl Actors {
 
     /// The volume in the ledger, read linearizably through `through`.
     pub(crate) async fn volume(&self, through: &str, disk: &Disk) -> anyhow::Result<Answer<Volume>> {
-        let request = within(call_limit(), GetVolumeRequest { id: disk.volume.clone() });
+        let request =
+            within(call_limit(), GetVolumeRequest { id: disk.volume.clone(), ..Default::default() });
         let answer = self.cluster.operator(through)?.get_volume(request).await;
         Ok(Answer(answer.map(Response::into_inner)))
     }

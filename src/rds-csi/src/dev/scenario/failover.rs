@@ -73,7 +73,7 @@ async fn first_read(
 ) -> anyhow::Result<(Duration, Volume)> {
     let limit = Duration::from_millis(FAILOVER_LIMIT_MS);
     loop {
-        let request = within(limit, GetVolumeRequest { id: disk.volume.clone() });
+        let request = within(limit, GetVolumeRequest { id: disk.volume.clone(), ..Default::default() });
         match reader.get_volume(request).await {
             Ok(reply) => return Ok((killed_at.elapsed(), reply.into_inner())),
             Err(status) if killed_at.elapsed() > limit => bail!("no read was answered: {status}"),
