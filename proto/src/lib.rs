@@ -1,9 +1,12 @@
 //! The protocols that the driver speaks, as generated code: messages, clients and servers.
 //!
 //! The sources are the `.proto` files of this package; `build.rs` compiles them with protox, so that no
-//! `protoc` is needed. Nothing else belongs here: what a message means is decided where it is parsed.
+//! `protoc` is needed. Beside them is only how messages are put on the wire ([`codec`]): what a message means is decided
+//! where it is parsed.
 //!
 //! Generated code is held to none of our lints about style and documentation.
+
+pub mod codec;
 
 macro_rules! generated {
     ($(#[$doc:meta])* $module:ident, $package:literal) => {
@@ -28,6 +31,11 @@ generated!(
     /// Between controller replicas: consensus, forwarded requests, membership.
     peer,
     "rdscsi.peer.v1"
+);
+generated!(
+    /// From controller replicas to the one that leads.
+    leader,
+    "rdscsi.leader.v1"
 );
 generated!(
     /// From node plugins to the controllers.

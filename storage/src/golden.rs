@@ -244,7 +244,7 @@ fn commands_and_state_version_1() {
         (hash(&commands).as_str(), hash(&bytes).as_str()),
         (
             "2ae1575718030b712a55bb539004ea3831d0e62b644413c99037d7ffde777698",
-            "35a1c65e6797de6e6c28cad51c2c442a3bfcba2f48bbaec6cca7e90ce6020a53"
+            "c0f4d1f2b3b149b78b7e74533bb93655e17c6768ed4b5477ec0a3d88a1ed65f6"
         )
     );
 }

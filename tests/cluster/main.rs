@@ -10,6 +10,7 @@
 //! - `hand_over`: the leader is asked to leave
 //! - `roles`: who may call what
 //! - `detach`: a person takes a volume from a node that is off
+//! - `sessions`: what nodes have connected and hold, and how it is cut
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
 mod appliance;
@@ -21,5 +22,6 @@ mod program;
 mod quorum;
 mod restarts;
 mod roles;
+mod sessions;
 mod topology;
 mod wiped;

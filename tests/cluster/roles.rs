@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use proto::leader::v1::SightsRequest;
+use proto::leader::v1::leader_client::LeaderClient;
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
 use proto::node::v1::{
-    DescribeVolumesRequest, PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest,
+    DescribeVolumesRequest, NodeReport, PermitConnectRequest, RegisterRequest, ReportDisconnectedRequest,
 };
 use proto::operator::v1::operator_client::OperatorClient;
 use proto::operator::v1::{
@@ -107,6 +109,16 @@ fn describe(node: &str) -> DescribeVolumesRequest {
     DescribeVolumesRequest { node_id: node.to_owned(), and_revoking: true, ..Default::default() }
 }
 
+fn session(node: &str) -> impl tokio_stream::Stream<Item = NodeReport> + use<> {
+    let report =
+        NodeReport { node_id: node.to_owned(), boot_id: "another boot".to_owned(), ..Default::default() };
+    tokio_stream::iter([report])
+}
+
+fn sights() -> SightsRequest {
+    SightsRequest { volume_id: "pvc-unknown".to_owned(), ..Default::default() }
+}
+
 fn calls() -> Vec<Call> {
     vec![
         call!(Replica, PeerClient.append_entries(nonsense())),
@@ -120,14 +132,17 @@ fn calls() -> Vec<Call> {
         call!(Replica, PeerClient.join(JoinRequest { name: REPLICA.to_owned(), ..Default::default() })),
         call!(Replica, PeerClient.change_membership(ChangeMembershipRequest::default())),
         call!(Replica, PeerClient.adopt(AdoptRequest::default())),
+        call!(Replica, LeaderClient.sights(sights())),
         call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
         call!(Node, NodeGatewayClient.permit_connect(permit(OWN_NODE))),
         call!(Node, NodeGatewayClient.report_disconnected(report(OWN_NODE))),
         call!(Node, NodeGatewayClient.describe_volumes(describe(OWN_NODE))),
+        call!(Node, NodeGatewayClient.session(session(OWN_NODE))),
         call!(Nobody, NodeGatewayClient.register(register(OTHER_NODE))),
         call!(Nobody, NodeGatewayClient.permit_connect(permit(OTHER_NODE))),
         call!(Nobody, NodeGatewayClient.report_disconnected(report(OTHER_NODE))),
         call!(Nobody, NodeGatewayClient.describe_volumes(describe(OTHER_NODE))),
+        call!(Nobody, NodeGatewayClient.session(session(OTHER_NODE))),
         call!(Operator, OperatorClient.status(StatusRequest {})),
         call!(Operator, OperatorClient.list_volumes(ListVolumesRequest {})),
         call!(

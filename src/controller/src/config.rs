@@ -43,9 +43,25 @@ pub struct ControllerConfig {
     /// Whether a node must be proven off before its slot is free; `false` believes the orchestrator.
     #[serde(default = "yes")]
     pub require_detach_proof: bool,
+    /// Kubernetes, as far as it is asked.
+    #[serde(default)]
+    pub kubernetes: KubernetesConfig,
     /// The longest that a CSI call may take when its caller sets no deadline, in seconds.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
+}
+
+/// Kubernetes, as far as it is asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubernetesConfig {
+    /// Whether the cluster that this pod runs in is watched. If not, nothing is known of VMs and pods, and no events
+    /// are posted; all else works.
+    pub enabled: bool,
+    /// Whether the volumes of one VM are attached one after the other.
+    pub one_publish_per_vm: bool,
+    /// A simulated API server that is watched in place of the cluster, as `http://host:port`, without credentials.
+    pub simulated_api_server: Option<String>,
 }
 
 /// Raft's timers, in milliseconds. The defaults let a killed leader's place be taken in about half a second; a disk

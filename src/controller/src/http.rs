@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use replica::Replica;
-use state_machine::State as Ledger;
+use state_machine::{MigrationOutcome, MigrationPhase, State as Ledger};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -64,10 +64,15 @@ async fn metrics(State(http): State<Http>) -> Response {
 
 fn ledger_gauges(ledger: &Ledger) -> Gauges {
     let volumes = ledger.volumes().values();
+    let migrations = volumes.clone().filter_map(|volume| volume.migration.as_ref());
     Gauges {
         volumes: ledger.volumes().len(),
-        attachments: volumes.clone().map(|volume| volume.attachments.len()).sum(),
-        migrations: volumes.filter(|volume| volume.migration.is_some()).count(),
+        attachments: volumes.map(|volume| volume.attachments.len()).sum(),
+        migrations: migrations.clone().count(),
+        overdue_migrations: migrations.filter(|migration| migration.phase != MigrationPhase::Active).count(),
+        migrations_ended: [MigrationOutcome::Success, MigrationOutcome::Failed, MigrationOutcome::Timeout]
+            .map(|outcome| (outcome, ledger.migrations_ended(outcome)))
+            .to_vec(),
         ..Gauges::default()
     }
 }

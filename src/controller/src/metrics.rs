@@ -6,13 +6,18 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use state_machine::MigrationOutcome;
 
 /// Buckets of the durations of RPCs and attachments, in seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 12] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+/// Buckets of the durations of migrations, in seconds: up to an hour, as large VMs take.
+const MIGRATION_BUCKETS_SECONDS: [f64; 10] =
+    [15.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 1_800.0, 3_600.0];
 
 /// The controller's metrics; clones share them.
 #[derive(Debug, Clone)]
@@ -28,7 +33,16 @@ pub(crate) struct Metrics {
     appliance_address: String,
     ledger: IntGaugeVec,
     active_migrations: IntGauge,
+    overdue_migrations: IntGauge,
+    migrations: IntCounterVec,
+    migration_seconds: Histogram,
+    stale_cleared: IntCounter,
+    reconciled: IntCounterVec,
+    events: IntCounterVec,
     raft: IntGaugeVec,
+    sessions_active: IntGauge,
+    session_reports: IntCounter,
+    session_cuts: IntCounterVec,
 }
 
 /// What is read for the gauges at each scrape.
@@ -41,6 +55,9 @@ pub(crate) struct Gauges {
     pub(crate) volumes: usize,
     pub(crate) attachments: usize,
     pub(crate) migrations: usize,
+    pub(crate) overdue_migrations: usize,
+    /// How many have ended, by outcome.
+    pub(crate) migrations_ended: Vec<(MigrationOutcome, u64)>,
 }
 
 impl Metrics {
@@ -70,10 +87,49 @@ impl Metrics {
                 "rds_csi_migration_active_migrations",
                 "Migrations that have not ended; on the leader only.",
             )?,
+            overdue_migrations: IntGauge::new(
+                "rds_csi_migration_overdue_migrations",
+                "Migrations past their timeout that have not ended; on the leader only.",
+            )?,
+            migrations: counters(
+                "rds_csi_migration_migrations_total",
+                "Migrations that ended, since the ledger began; on the leader only.",
+                &["result"],
+            )?,
+            migration_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "rds_csi_migration_duration_seconds",
+                    "From the second node's admission to the end of the migration; those that ended under this leader.",
+                )
+                .buckets(MIGRATION_BUCKETS_SECONDS.to_vec()),
+            )?,
+            stale_cleared: IntCounter::new(
+                "rds_csi_attachment_stale_cleared_total",
+                "Attachments freed because their node is off, by this leader.",
+            )?,
+            reconciled: counters(
+                "rds_csi_attachment_reconcile_total",
+                "What this leader did about attachments unasked: a side reaped, a stale one cleared.",
+                &["action"],
+            )?,
+            events: counters("rds_csi_events_posted_total", "Events posted to Kubernetes.", &["reason"])?,
             raft: gauges(
                 "rds_csi_raft",
                 "This replica: leader (0 or 1), term, log and applied index.",
                 "fact",
+            )?,
+            sessions_active: IntGauge::new(
+                "rds_csi_sessions_active",
+                "Node plugins that have a session with this replica; on the leader only.",
+            )?,
+            session_reports: IntCounter::new(
+                "rds_csi_session_reports_total",
+                "Reports of node plugins that were heard.",
+            )?,
+            session_cuts: counters(
+                "rds_csi_session_cuts_total",
+                "Cuts: ordered of a node, held back because the volume is in use, proven by a node's report.",
+                &["status"],
             )?,
         };
         metrics.register()?;
@@ -90,7 +146,16 @@ impl Metrics {
         self.registry.register(Box::new(self.appliance.clone()))?;
         self.registry.register(Box::new(self.ledger.clone()))?;
         self.registry.register(Box::new(self.active_migrations.clone()))?;
-        self.registry.register(Box::new(self.raft.clone()))
+        self.registry.register(Box::new(self.overdue_migrations.clone()))?;
+        self.registry.register(Box::new(self.migrations.clone()))?;
+        self.registry.register(Box::new(self.migration_seconds.clone()))?;
+        self.registry.register(Box::new(self.stale_cleared.clone()))?;
+        self.registry.register(Box::new(self.reconciled.clone()))?;
+        self.registry.register(Box::new(self.events.clone()))?;
+        self.registry.register(Box::new(self.raft.clone()))?;
+        self.registry.register(Box::new(self.sessions_active.clone()))?;
+        self.registry.register(Box::new(self.session_reports.clone()))?;
+        self.registry.register(Box::new(self.session_cuts.clone()))
     }
 
     /// A CSI call ended.
@@ -114,9 +179,45 @@ impl Metrics {
         self.attachment_seconds.with_label_values(&["detach"]).observe(took.as_secs_f64());
     }
 
+    /// A migration ended.
+    pub(crate) fn migration_took(&self, took: Duration) {
+        self.migration_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A side of an overdue migration is to go.
+    pub(crate) fn reaped(&self) {
+        self.reconciled.with_label_values(&["reaped"]).inc();
+    }
+
+    /// An attachment was freed whose node is off.
+    pub(crate) fn stale_cleared(&self) {
+        self.stale_cleared.inc();
+        self.reconciled.with_label_values(&["stale_cleared"]).inc();
+    }
+
+    /// An event was posted.
+    pub(crate) fn event_posted(&self, reason: &str) {
+        self.events.with_label_values(&[reason]).inc();
+    }
+
     /// The appliance answered, or did not.
     pub(crate) fn appliance_reached(&self, reached: bool) {
         self.appliance.with_label_values(&[&self.appliance_address]).set(f64::from(u8::from(reached)));
+    }
+
+    /// So many node plugins have a session.
+    pub(crate) fn sessions_active(&self, count: usize) {
+        self.sessions_active.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A node plugin's report was heard.
+    pub(crate) fn session_report(&self) {
+        self.session_reports.inc();
+    }
+
+    /// A cut came this far: `ordered`, `held` or `proven`.
+    pub(crate) fn session_cut(&self, status: &str) {
+        self.session_cuts.with_label_values(&[status]).inc();
     }
 
     /// All metrics in Prometheus' text format, with gauges as of now.
@@ -137,6 +238,11 @@ impl Metrics {
             self.ledger.with_label_values(&["attachments"]).set(led(now.attachments));
         }
         self.active_migrations.set(if now.is_leader { led(now.migrations) } else { 0 });
+        self.overdue_migrations.set(if now.is_leader { led(now.overdue_migrations) } else { 0 });
+        self.migrations.reset();
+        for (outcome, ended) in now.migrations_ended.iter().filter(|_| now.is_leader) {
+            self.migrations.with_label_values(&[outcome.name()]).inc_by(*ended);
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

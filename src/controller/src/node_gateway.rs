@@ -12,7 +12,9 @@ use state_machine::{
     AttachmentPhase, BootId, Command, Generation, IdError, NodeId, NodeMoment, Nqn, Refusal,
     Response as LedgerResponse, State, VolumeId,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::sessions::{NodeSessions, SessionStream};
 
 /// The longest that a node waits for an answer; then it asks another replica.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,6 +25,7 @@ const MAX_DESCRIBED_VOLUMES: usize = 256;
 #[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) replica: Replica,
+    pub(crate) sessions: NodeSessions,
 }
 
 impl Gateway {
@@ -45,6 +48,15 @@ impl Gateway {
 
 #[tonic::async_trait]
 impl NodeGateway for Gateway {
+    type SessionStream = SessionStream;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::NodeReport>>,
+    ) -> Result<Response<SessionStream>, Status> {
+        self.sessions.serve(request).await
+    }
+
     async fn register(
         &self,
         request: Request<v1::RegisterRequest>,
@@ -177,7 +189,7 @@ fn phase(phase: AttachmentPhase) -> v1::AttachmentPhase {
 }
 
 /// The node that the request is about, which has to be the caller's own.
-fn own_node<T>(request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
+pub(crate) fn own_node<T>(request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
     let claimed = field("node_id", NodeId::parse(claimed))?;
     let caller = replica::caller(request)?;
     if caller == Role::Node(claimed.clone()) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use backend::{Backend, RouterOs};
 use csi::parse::ClassDefaults;
 use csi::{CsiServer, Socket, SocketPath, Topology};
+use proto::leader::v1::leader_server::LeaderServer;
 use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
 use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
@@ -15,13 +16,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use crate::chronicle::Chronicle;
 use crate::config::ControllerConfig;
+use crate::evidence::LeadersEvidence;
 use crate::executor::{Hand, Shell};
 use crate::http::Http;
+use crate::kubernetes::Kubernetes;
 use crate::metrics::Metrics;
 use crate::node_gateway::Gateway;
 use crate::operator::OperatorService;
+use crate::reaper;
 use crate::service::ControllerService;
+use crate::sessions::{AskLeader, LeaderService, NodeSessions};
 
 /// How long open connections may hold up the end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +79,9 @@ pub enum RunError {
         /// Why not.
         reason: String,
     },
+    /// Kubernetes cannot be asked.
+    #[error("kubernetes: {0}")]
+    Kubernetes(#[from] observer::ConnectError),
     /// A metric is registered twice or misnamed.
     #[error("metrics: {0}")]
     Registry(#[from] prometheus::Error),
@@ -90,8 +99,14 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
 
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
-    let peers = serve_peers(&config, replica.clone(), stop.clone())?;
+    let sessions = NodeSessions::new(replica.clone(), metrics.clone());
+    let peers = serve_peers(&config, replica.clone(), sessions.clone(), stop.clone())?;
     tasks.spawn(peers);
+    let (following, sessions_stop) = (sessions.clone(), stop.clone());
+    tasks.spawn(async move {
+        following.run(sessions_stop).await;
+        Ok(())
+    });
     let http = Http { replica: replica.clone(), metrics: metrics.clone() };
     let (http_stop, http_config) = (stop.clone(), config.clone());
     tasks.spawn(async move {
@@ -107,8 +122,28 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         shell.run(executor_stop).await;
         Ok(())
     });
-    let server =
-        CsiServer::at(&topology).controller(service(&config, replica.clone(), backend, topology, metrics));
+    let kubernetes = Kubernetes::start(&config.kubernetes, metrics.clone(), &stop)?;
+    let evidence = Arc::new(LeadersEvidence::new(sessions.clone(), kubernetes.observer.clone()));
+    let reaper = reaper::Shell { replica: replica.clone(), evidence };
+    let reaper_stop = stop.clone();
+    tasks.spawn(async move {
+        reaper.run(reaper_stop).await;
+        Ok(())
+    });
+    let chronicle = Chronicle {
+        replica: replica.clone(),
+        observer: kubernetes.observer.clone(),
+        events: kubernetes.events.clone(),
+        metrics: metrics.clone(),
+    };
+    let chronicle_stop = stop.clone();
+    tasks.spawn(async move {
+        chronicle.run(chronicle_stop).await;
+        Ok(())
+    });
+    let leader = AskLeader { replica: replica.clone(), sessions };
+    let service = service(&config, leader, kubernetes, backend, topology.clone(), metrics);
+    let server = CsiServer::at(&topology).controller(service);
     let csi_stop = stop.clone();
     tasks.spawn(async move { Ok(server.serve(socket, csi_stop).await?) });
 
@@ -151,6 +186,7 @@ fn tls_files(config: &ControllerConfig) -> TlsFiles {
 fn serve_peers(
     config: &ControllerConfig,
     replica: Replica,
+    sessions: NodeSessions,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
     let tls = replica::server_tls(&tls_files(config))?;
@@ -166,8 +202,12 @@ fn serve_peers(
         .map_err(failed)?
         .add_service(replica.peer_service())
         .add_service(NodeGatewayServer::with_interceptor(
-            Gateway { replica: replica.clone() },
+            Gateway { replica: replica.clone(), sessions: sessions.clone() },
             RequireRole(RoleKind::Node),
+        ))
+        .add_service(LeaderServer::with_interceptor(
+            LeaderService { sessions },
+            RequireRole(RoleKind::Replica),
         ))
         .add_service(OperatorServer::with_interceptor(
             OperatorService { replica },
@@ -178,13 +218,17 @@ fn serve_peers(
 
 fn service(
     config: &ControllerConfig,
-    replica: Replica,
+    leader: AskLeader,
+    kubernetes: Kubernetes,
     backend: Arc<dyn Backend>,
     topology: Topology,
     metrics: Metrics,
 ) -> ControllerService {
     ControllerService {
-        replica,
+        replica: leader.replica.clone(),
+        leader,
+        kubernetes,
+        one_publish_per_vm: config.kubernetes.one_publish_per_vm,
         backend,
         defaults: ClassDefaults {
             volume_path: config.volumes.volume_path.clone(),

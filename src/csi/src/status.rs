@@ -80,6 +80,23 @@ pub fn of_revoking(volume: &VolumeId, nodes: &[NodeId]) -> Status {
     ))
 }
 
+/// An unpublish from nodes where the volume is used, each with those who use it.
+pub fn of_holders(volume: &VolumeId, held: &[(NodeId, Vec<String>)]) -> Status {
+    let held: Vec<_> = held.iter().map(|(node, by)| format!("on node {node} by {}", by.join(", "))).collect();
+    Status::failed_precondition(format!(
+        "volume {volume} is in use {}; it stays there until that has ended",
+        held.join(" and ")
+    ))
+}
+
+/// A deletion of a volume that nodes report as connected.
+pub fn of_connected(volume: &VolumeId, nodes: &[NodeId]) -> Status {
+    let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
+    Status::failed_precondition(format!(
+        "volume {volume} is still connected on {nodes}; it is not deleted until it is disconnected there"
+    ))
+}
+
 /// No leader was found, or no quorum answered, in the caller's time.
 pub fn no_quorum(detail: &str) -> Status {
     Status::unavailable(format!("the controllers cannot decide now ({detail}); try again"))
@@ -194,5 +211,16 @@ mod tests {
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("node-a, node-b"), "{}", status.message());
         assert_eq!(no_quorum("no leader").code(), Code::Unavailable);
+    }
+
+    #[test]
+    fn who_uses_a_volume_is_named() {
+        let held = [(node(), vec!["process 7 (qemu-kvm)".to_owned(), "dm-3".to_owned()])];
+        let status = of_holders(&volume(), &held);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("on node node-a by process 7 (qemu-kvm), dm-3;"), "{status:?}");
+        let status = of_connected(&volume(), &[node()]);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("connected on node-a;"), "{status:?}");
     }
 }

@@ -27,6 +27,8 @@ const MEMORY_FILE: &str = "/proc/meminfo";
 const DEADLINE_RANGE_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
 /// Least and largest `reconcile_interval_seconds`.
 const RECONCILE_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
+/// Least and largest `session_interval_seconds`: after 30 s without a word the controllers know nothing of a node.
+const SESSION_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=10;
 
 /// What a node plugin is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +69,9 @@ pub struct NodeConfig {
     /// How often what the node has is compared with what the ledger says, in seconds.
     #[serde(default = "default_reconcile_interval_seconds")]
     pub reconcile_interval_seconds: u64,
+    /// How often at least the controllers are told what the node has, in seconds.
+    #[serde(default = "default_session_interval_seconds")]
+    pub session_interval_seconds: u64,
     /// Where kubelet keeps its pods and plugins.
     #[serde(default = "default_kubelet_directory")]
     pub kubelet_directory: PathBuf,
@@ -162,6 +167,10 @@ fn default_reconcile_interval_seconds() -> u64 {
     300
 }
 
+fn default_session_interval_seconds() -> u64 {
+    10
+}
+
 fn default_kubelet_directory() -> PathBuf {
     "/var/lib/kubelet".into()
 }
@@ -202,10 +211,14 @@ impl NodeConfig {
                 mistakes.add(field, &format!("{value} is not from {least} to {most}"));
             }
         }
-        if !RECONCILE_RANGE_SECONDS.contains(&self.reconcile_interval_seconds) {
-            let (least, most) = RECONCILE_RANGE_SECONDS.into_inner();
-            let value = self.reconcile_interval_seconds;
-            mistakes.add("reconcile_interval_seconds", &format!("{value} is not from {least} to {most}"));
+        for (field, value, range) in [
+            ("reconcile_interval_seconds", self.reconcile_interval_seconds, RECONCILE_RANGE_SECONDS),
+            ("session_interval_seconds", self.session_interval_seconds, SESSION_RANGE_SECONDS),
+        ] {
+            if !range.contains(&value) {
+                let (least, most) = range.into_inner();
+                mistakes.add(field, &format!("{value} is not from {least} to {most}"));
+            }
         }
         if !self.kubelet_directory.is_absolute() {
             mistakes.add("kubelet_directory", "must be an absolute path");
@@ -235,6 +248,7 @@ impl NodeConfig {
                 controllers_limit: Duration::from_millis(self.deadlines.controllers_ms),
                 drain_limit: Duration::from_millis(self.deadlines.drain_ms),
                 reconcile_interval: Duration::from_secs(self.reconcile_interval_seconds),
+                session_interval: Duration::from_secs(self.session_interval_seconds),
                 kubelet_directory: self.kubelet_directory.clone(),
             }),
             _ => Err(mistakes.0),
@@ -283,6 +297,7 @@ pub(crate) struct Settings {
     pub(crate) topology: Topology,
     pub(crate) die_after_step: Option<Step>,
     pub(crate) reconcile_interval: Duration,
+    pub(crate) session_interval: Duration,
     pub(crate) kubelet_directory: PathBuf,
 }
 
@@ -419,6 +434,7 @@ mod tests {
             topology: BTreeMap::from([("-zone".to_owned(), "a b".to_owned())]),
             die_after_step: Some("mount".to_owned()),
             reconcile_interval_seconds: 0,
+            session_interval_seconds: 11,
             kubelet_directory: "kubelet".into(),
             ..minimal()
         }
@@ -438,6 +454,7 @@ mod tests {
             "deadlines.controllers_ms",
             "deadlines.drain_ms",
             "reconcile_interval_seconds",
+            "session_interval_seconds",
             "kubelet_directory",
             "topology",
             "topology",

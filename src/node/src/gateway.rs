@@ -301,6 +301,14 @@ impl Gateway {
         Ok(described)
     }
 
+    /// A client of each replica, by its address, that of the last answer first.
+    pub(crate) fn clients(&self) -> Vec<(String, NodeGatewayClient<Channel>)> {
+        let mut clients: Vec<_> =
+            self.replicas.iter().map(|replica| (replica.address.clone(), replica.client.clone())).collect();
+        clients.rotate_left(self.preferred.load(Ordering::Relaxed));
+        clients
+    }
+
     /// Asks the replicas in turn until one answers or it is `until`.
     async fn ask<T, F>(
         &self,

@@ -4,7 +4,8 @@
 //! It holds no state: what is connected and mounted is read from the system whenever it matters. Before it stages
 //! a volume it asks the controllers whether its attachment stands, and when the volume is unstaged, or could not be
 //! staged, it tells them that it is not connected; whatever they do not decide is UNAVAILABLE, and kubelet tries again.
-//! What kubelet will not clear away is put right regularly (`reconcile`).
+//! What kubelet will not clear away is put right regularly (`reconcile`), and the leader of the controllers is told
+//! at every moment what there is (`session`).
 //!
 //! Life cycle: [`run`] takes a [`NodeConfig`], waits for a predecessor's operations to end, registers the node with
 //! the controllers however long that takes, serves until it is told to stop, and lets running operations end.
@@ -29,6 +30,7 @@ mod publish;
 mod reconcile;
 mod run;
 mod service;
+mod session;
 mod stage;
 mod stale;
 mod steps;

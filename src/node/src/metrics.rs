@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     stale_mounts: IntCounter,
     stale_recoveries: IntCounterVec,
     findings: IntGaugeVec,
+    session_connected: IntGauge,
 }
 
 impl Metrics {
@@ -96,6 +97,11 @@ impl Metrics {
             &["kind"],
         )?;
         registry.register(Box::new(findings.clone()))?;
+        let session_connected = IntGauge::new(
+            "rds_csi_node_session_connected",
+            "1 while the leader of the controllers hears what this node has, else 0.",
+        )?;
+        registry.register(Box::new(session_connected.clone()))?;
         let registry = registry.clone();
         Ok(Self {
             registry,
@@ -109,6 +115,7 @@ impl Metrics {
             stale_mounts,
             stale_recoveries,
             findings,
+            session_connected,
         })
     }
 
@@ -144,6 +151,10 @@ impl Metrics {
 
     pub(crate) fn findings(&self, kind: &str, count: usize) {
         self.findings.with_label_values(&[kind]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn session_connected(&self, connected: bool) {
+        self.session_connected.set(i64::from(connected));
     }
 
     /// Everything in the text format.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use state_machine::{NodeId, VolumeId};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,15 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::Metrics;
 use crate::outcome::NodeError;
 
-type Running = Arc<Mutex<BTreeSet<VolumeId>>>;
+type Running = Arc<InProgress>;
+
+/// The volumes with an operation.
+#[derive(Debug, Default)]
+struct InProgress {
+    volumes: Mutex<BTreeSet<VolumeId>>,
+    /// Keeps a wake-up until it is waited for.
+    ended: Notify,
+}
 
 /// The operations of this node.
 #[derive(Debug)]
@@ -71,6 +80,16 @@ impl Operations {
         task.await.unwrap_or_else(|_| Err(NodeError::BrokenOff { volume: volume.clone() }))
     }
 
+    /// The volumes with an operation under way.
+    pub(crate) fn running(&self) -> BTreeSet<VolumeId> {
+        self.running.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until an operation has ended since the last wait. For one waiter.
+    pub(crate) async fn ended(&self) {
+        self.running.ended.notified().await;
+    }
+
     /// Lets no new operation begin, and waits for the running ones for `limit` before they are cut off.
     pub(crate) async fn drain(&self, limit: Duration) {
         self.tasks.close();
@@ -94,14 +113,15 @@ struct Held {
 impl Held {
     fn take(running: &Running, volume: &VolumeId) -> Option<Self> {
         // The set is whole whatever happened to who held the lock.
-        let mut volumes = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut volumes = running.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         volumes.insert(volume.clone()).then(|| Self { running: running.clone(), volume: volume.clone() })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+        self.running.volumes.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+        self.running.ended.notify_one();
     }
 }
 

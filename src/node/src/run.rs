@@ -25,6 +25,7 @@ use crate::mounts::{FakeMounts, KernelMounts, Mounts};
 use crate::operations::Operations;
 use crate::reconcile::Reconciler;
 use crate::service::NodeService;
+use crate::session::Session;
 use crate::steps::Steps;
 use crate::volumes::NodeVolumes;
 
@@ -86,8 +87,14 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     let reconciler = Reconciler::new(
         volumes.clone(),
         operations.clone(),
-        settings.kubelet_directory,
+        settings.kubelet_directory.clone(),
         settings.reconcile_interval,
+    );
+    let session = Session::new(
+        volumes.clone(),
+        operations.clone(),
+        settings.kubelet_directory,
+        settings.session_interval,
     );
     let service = NodeService {
         volumes,
@@ -106,12 +113,17 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
         let _end_the_others = registering.clone().drop_guard();
         gateway.keep_registered(registering).await;
     });
-    let reconciling = ending.clone();
+    let (reconciling, reporting) = (ending.clone(), ending.clone());
     let tells_nodes_apart = tells_nodes_apart(&settings.fabric);
     let reconcile = tokio::spawn(async move {
         if tells_nodes_apart {
             let _end_the_others = reconciling.clone().drop_guard();
             reconciler.run(reconciling).await;
+        }
+    });
+    let report = tokio::spawn(async move {
+        if tells_nodes_apart {
+            session.run(reporting).await;
         }
     });
     let served = async {
@@ -130,6 +142,7 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     // They end with the token, and a panic in them has been logged.
     register.await.ok();
     reconcile.await.ok();
+    report.await.ok();
     served?;
     observed.map_err(RunError::Http)
 }
@@ -161,7 +174,7 @@ async fn lock(settings: &Settings, stop: &CancellationToken) -> Result<Option<Fi
 }
 
 /// Whether a connection that is seen can only be this node's own. Nodes that share a machine's loop devices would
-/// put right what is another's.
+/// put right, and report, what is another's.
 fn tells_nodes_apart(fabric: &FabricSettings) -> bool {
     match fabric {
         FabricSettings::Fake(_) | FabricSettings::Nvme(_) => true,

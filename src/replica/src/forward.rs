@@ -12,6 +12,7 @@ use proto::peer::v1::{ProposeRequest, ReadIndexRequest, propose_reply, read_inde
 use state_machine::{Command, Entry, LedgerTime, Response};
 use storage::{ReplicaNode, check_entry_size};
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::codec;
 use crate::error::ProposeError;
@@ -44,6 +45,18 @@ enum Seat {
     Nowhere,
     Here { term: u64 },
     There { term: u64, id: u64, node: ReplicaNode },
+}
+
+/// The leader as this replica knows it, for questions that are not the ledger's.
+#[derive(Debug, Clone)]
+pub enum LeaderPlace {
+    /// Nobody leads, or nobody knows who.
+    Nowhere,
+    /// This replica.
+    Here,
+    /// Another one: the connection to its server, on which this replica shows its own certificate. The leader may
+    /// have changed by the time that the question arrives.
+    There(Channel),
 }
 
 /// What goes with each forwarded question.
@@ -91,6 +104,20 @@ impl Inner {
             if Instant::now() >= deadline {
                 return Err(Unanswered::Deadline(why));
             }
+        }
+    }
+
+    pub(crate) fn leader_place(&self) -> LeaderPlace {
+        match seat(&self.raft.metrics().borrow_watched(), self.id) {
+            Seat::Nowhere => LeaderPlace::Nowhere,
+            Seat::Here { .. } => LeaderPlace::Here,
+            Seat::There { node, .. } => match self.peers.channel(&node.name, &node.address) {
+                Ok(channel) => LeaderPlace::There(channel),
+                Err(why) => {
+                    tracing::warn!(leader = %node, why, "the leader cannot be reached");
+                    LeaderPlace::Nowhere
+                }
+            },
         }
     }
 

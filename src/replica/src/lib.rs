@@ -39,6 +39,7 @@ mod tls;
 pub use clock::{MonotonicClock, SystemClock};
 pub use config::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, Timing};
 pub use error::{Failure, MembershipError, ProposeError, ReadError, StartError};
+pub use forward::LeaderPlace;
 pub use identity::{RequireRole, Role, RoleKind, caller};
 pub use leader::Leadership;
 pub use replica::Replica;

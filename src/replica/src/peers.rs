@@ -48,19 +48,21 @@ impl Peers {
 
     /// A client of the replica `name`, which the membership places at `address`.
     pub(crate) fn client(&self, name: &str, address: &str) -> Result<Client, String> {
-        let address = self.configured.get(name).map_or(address, String::as_str);
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match channels.get(address) {
-            Some(channel) => channel.clone(),
-            None => {
-                let channel = self.endpoint(address)?.connect_lazy();
-                channels.insert(address.to_owned(), channel.clone());
-                channel
-            }
-        };
-        Ok(PeerClient::new(channel)
+        Ok(PeerClient::new(self.channel(name, address)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The connection to that replica.
+    pub(crate) fn channel(&self, name: &str, address: &str) -> Result<Channel, String> {
+        let address = self.configured.get(name).map_or(address, String::as_str);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = self.endpoint(address)?.connect_lazy();
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, String> {

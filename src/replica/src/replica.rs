@@ -19,7 +19,7 @@ use crate::bootstrap::{self, Surroundings};
 use crate::clock::{MonotonicClock, SystemClock};
 use crate::config::{PeerAddress, ReplicaConfig};
 use crate::error::{Failure, MembershipError, ProposeError, ReadError, StartError};
-use crate::forward::{Attempt, Proposed, RETRY_PAUSE, ReadIndex, Unanswered};
+use crate::forward::{Attempt, LeaderPlace, Proposed, RETRY_PAUSE, ReadIndex, Unanswered};
 use crate::leader::{self, Leadership, Office};
 use crate::membership::{self, Change};
 use crate::network::Network;
@@ -190,6 +190,11 @@ impl Replica {
     pub fn ledger_time(&self) -> Option<LedgerTime> {
         let office = *self.inner.office.borrow();
         office.map(|office| office.ledger_time(&*self.inner.clock))
+    }
+
+    /// Where the leader is, as far as this replica knows.
+    pub fn leader_place(&self) -> LeaderPlace {
+        self.inner.leader_place()
     }
 
     /// Resolves when the replica can do nothing more; the process then logs the failure and ends.

@@ -12,6 +12,9 @@ use crate::volume::{Generation, LedgerTime};
 /// How many records a volume keeps.
 pub const HISTORY_KEPT: usize = 32;
 
+/// Who wants what nobody else decided: a node is detached because the orchestrator said so.
+pub const ORCHESTRATOR: &str = "unpublish";
+
 /// A fact with its number, which is never used twice, and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -54,6 +57,8 @@ pub enum Fact {
     Detached {
         /// The node.
         node: NodeId,
+        /// Who says so: the orchestrator, or whoever knows that the node is off.
+        by: String,
         /// The proof.
         evidence: String,
     },

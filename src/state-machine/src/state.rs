@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, NodeId, Nqn, VolumeId};
-use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, Migration, MigrationId, MigrationPhase};
+use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, MigrationId, MigrationOutcome};
 use crate::volume::{Generation, LedgerTime, Problem, Volume, VolumePhase};
 
 /// How many failed operations stay readable for those who wait for them.
@@ -66,6 +66,8 @@ pub struct State {
     /// Deadlines of migrations in phase `Active`: what the clock has to be compared with.
     pub(crate) deadlines: BTreeSet<(LedgerTime, VolumeId)>,
     pub(crate) last_record: u64,
+    /// By outcome.
+    pub(crate) migrations_ended: [u64; 3],
 }
 
 impl Default for State {
@@ -81,6 +83,7 @@ impl Default for State {
             failures: VecDeque::new(),
             deadlines: BTreeSet::new(),
             last_record: 0,
+            migrations_ended: [0; 3],
         }
     }
 }
@@ -114,17 +117,6 @@ impl State {
     /// The last migrations that ended, oldest first.
     pub fn ended_migrations(&self) -> &VecDeque<EndedMigration> {
         &self.ended_migrations
-    }
-
-    /// The newest generation that was given out, to anything.
-    pub fn last_generation(&self) -> Generation {
-        self.last_generation
-    }
-
-    /// Volumes whose migration is overdue and is not being reaped.
-    pub fn overdue(&self) -> impl Iterator<Item = (&Volume, &Migration)> {
-        let migrating = self.volumes.values().filter_map(|volume| Some((volume, volume.migration.as_ref()?)));
-        migrating.filter(|(_, migration)| migration.phase == MigrationPhase::Overdue)
     }
 
     /// Whether something waits for the clock: then the leader proposes ticks.
@@ -161,7 +153,13 @@ impl State {
         }
     }
 
+    /// How many migrations have ever ended so.
+    pub fn migrations_ended(&self, outcome: MigrationOutcome) -> u64 {
+        self.migrations_ended[outcome as usize]
+    }
+
     pub(crate) fn record_ended(&mut self, migration: EndedMigration) {
+        self.migrations_ended[migration.outcome as usize] += 1;
         self.ended_migrations.push_back(migration);
         while self.ended_migrations.len() > ENDED_MIGRATIONS_KEPT {
             self.ended_migrations.pop_front();

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, AttachmentPhase, BootId, ByteSize, Command, Entry,
-    Fact, FsType, Generation, HostAddress, LedgerTime, MigrationId, NodeId, NodeMoment, Nqn, Observed,
-    OffProof, Problem, ProblemKind, ReapDecision, Response, State, VmiObservation, VolumeId, VolumeName,
-    VolumeParameters, plan,
+    Fact, FsType, Generation, HostAddress, LedgerTime, MigrationId, MigrationPhase, NodeId, NodeMoment, Nqn,
+    Observed, OffProof, Problem, ProblemKind, ReapDecision, Response, State, VmiObservation, VolumeId,
+    VolumeName, VolumeParameters, plan,
 };
 
 const VOLUMES: [&str; 2] =
@@ -351,7 +351,11 @@ fn check_records(before: &State, after: &State, old: &Generations, new: &Generat
         v.migration.as_ref().is_some_and(|migration| Some(migration.id) != now)
     });
     assert_eq!(count(&|_, fact| matches!(fact, Fact::MigrationEnded { .. })), ended.count());
-    let overdue = after.overdue().filter(|(v, _)| !before.overdue().any(|(then, _)| then.id == v.id));
+    let is_overdue = |state: &State, id: &VolumeId| {
+        let migration = state.volume(id).and_then(|volume| volume.migration.as_ref());
+        migration.is_some_and(|migration| migration.phase == MigrationPhase::Overdue)
+    };
+    let overdue = after.volumes().keys().filter(|id| is_overdue(after, id) && !is_overdue(before, id));
     let named = count(&|_, fact| matches!(fact, Fact::MigrationOverdue { .. }));
     assert!(named >= overdue.count(), "a migration became overdue in silence");
 }

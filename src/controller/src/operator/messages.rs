@@ -116,7 +116,7 @@ fn words(fact: &Fact) -> (&'static str, Option<&NodeId>, Option<MigrationId>, St
             ("Attached", Some(node), None, format!("generation {generation}"))
         }
         Fact::Revoked { node, why } => ("Revoked", Some(node), None, why.clone()),
-        Fact::Detached { node, evidence } => ("Detached", Some(node), None, evidence.clone()),
+        Fact::Detached { node, by, evidence } => ("Detached", Some(node), None, format!("{by}: {evidence}")),
         Fact::MigrationStarted { id, source, target, timeout_seconds } => {
             let detail = format!("from {source} to {target} within {timeout_seconds} s");
             ("MigrationStarted", Some(target), Some(*id), detail)

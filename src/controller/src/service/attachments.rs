@@ -6,15 +6,20 @@ use csi::context::PublishContext;
 use csi::{parse, status};
 use proto::csi::v1;
 use state_machine::{
-    AccessType, AttachmentPhase, Command, Generation, NodeId, Observed, Problem, Response, State, Volume,
+    AccessType, AttachmentPhase, Command, Connection, Generation, NodeId, Problem, Response, State, Volume,
     VolumeId,
 };
 use tonic::{Code, Status};
 
 use super::ControllerService;
+use crate::sessions::{Told, Use};
 
 /// How long an unpublish waits for its proof before the sidecar is asked to come again, in milliseconds.
 const DETACH_WAIT_MS: u64 = 5_000;
+/// How long the leader may take to say who uses a volume before it is revoked, a new look of the node included.
+const SIGHTS_WAIT_MS: u64 = 4_000;
+/// How long it may take to say why a volume is not off yet; the answer is given without that otherwise.
+const REASON_WAIT_MS: u64 = 500;
 
 /// How a grant that somebody waits for stands.
 enum Grant {
@@ -38,6 +43,9 @@ impl ControllerService {
             let (volume, node, reason) = (&wanted.volume, &wanted.node, status.message());
             let term = self.replica.status().term;
             tracing::info!(%volume, %node, term, code = ?status.code(), reason, "not attached");
+            if is_conflict {
+                self.post_conflict(volume, node, reason);
+            }
         }
         result
     }
@@ -51,7 +59,7 @@ impl ControllerService {
         let class_fs_type = self.existing(id, deadline).await?.parameters.fs_type;
         let mode = wanted.mode(class_fs_type);
         let command =
-            Command::Publish { volume: id.clone(), node: node.clone(), mode, observed: Observed::default() };
+            Command::Publish { volume: id.clone(), node: node.clone(), mode, observed: self.observed(id) };
         let response = self.propose(command, deadline).await?;
         let Response::Attached { generation } = response else {
             return Err(Status::internal(format!("publish answered {response:?}")));
@@ -110,6 +118,9 @@ impl ControllerService {
 
     async fn detach(&self, wanted: &parse::ControllerUnpublish, deadline: Instant) -> Result<(), Status> {
         let id = &wanted.volume;
+        if self.require_detach_proof {
+            self.refuse_while_held(wanted, deadline).await?;
+        }
         let command = Command::Unpublish {
             volume: id.clone(),
             node: wanted.node.clone(),
@@ -120,12 +131,68 @@ impl ControllerService {
         let off = |state: &State| still_revoking(state, id, &nodes).is_empty().then_some(());
         match self.wait_for(wait_until, off).await? {
             Some(()) => Ok(()),
-            None => Err(status::of_revoking(
-                id,
-                &self.replica.read_local(|state| still_revoking(state, id, &nodes)),
-            )),
+            None => Err(self.why_not_off(id, &nodes, deadline).await),
         }
     }
+
+    /// An error if a node that may be connected is known to use the volume: then nothing is revoked. Of a node of which
+    /// nothing is known, only the revocation can bring about a proof.
+    async fn refuse_while_held(
+        &self,
+        wanted: &parse::ControllerUnpublish,
+        deadline: Instant,
+    ) -> Result<(), Status> {
+        let id = &wanted.volume;
+        let nodes = self.read(deadline, |state| may_be_connected(state, id, wanted.node.as_ref())).await?;
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let ask_until = deadline.min(Instant::now() + Duration::from_millis(SIGHTS_WAIT_MS));
+        let held = self.holders(id, &nodes, true, ask_until).await;
+        if held.is_empty() { Ok(()) } else { Err(status::of_holders(id, &held)) }
+    }
+
+    /// Why a revoked attachment is not gone yet.
+    async fn why_not_off(&self, id: &VolumeId, nodes: &[NodeId], deadline: Instant) -> Status {
+        let nodes = self.replica.read_local(|state| still_revoking(state, id, nodes));
+        let ask_until = deadline.min(Instant::now() + Duration::from_millis(REASON_WAIT_MS));
+        let held = self.holders(id, &nodes, false, ask_until).await;
+        if held.is_empty() { status::of_revoking(id, &nodes) } else { status::of_holders(id, &held) }
+    }
+
+    /// Who is known to use the volume on these nodes.
+    async fn holders(
+        &self,
+        id: &VolumeId,
+        nodes: &[NodeId],
+        look_again: bool,
+        ask_until: Instant,
+    ) -> Vec<(NodeId, Vec<String>)> {
+        if nodes.is_empty() {
+            return Vec::new();
+        }
+        let sights = self.leader.sights(id, nodes, look_again, ask_until).await.unwrap_or_else(|reason| {
+            tracing::info!(volume = %id, reason, "what the nodes say is not known");
+            Vec::new()
+        });
+        let held = sights.into_iter().filter_map(|(node, told)| match told {
+            Told::Connected(Use::InUse { by }) => Some((node, by)),
+            Told::Connected(Use::Idle | Use::Busy | Use::Unseen { .. }) | Told::Absent => None,
+            Told::Unknown { why } => {
+                tracing::info!(volume = %id, %node, why, "not known");
+                None
+            }
+        });
+        held.collect()
+    }
+}
+
+/// Those nodes, or this one, that the ledger has permitted to connect.
+fn may_be_connected(state: &State, id: &VolumeId, node: Option<&NodeId>) -> Vec<NodeId> {
+    let Some(volume) = state.volume(id) else { return Vec::new() };
+    let asked = volume.attachments.iter().filter(|(name, _)| node.is_none_or(|node| node == *name));
+    let connected = asked.filter(|(_, attachment)| attachment.connection == Connection::Permitted);
+    connected.map(|(node, _)| node.clone()).collect()
 }
 
 fn grant_of(state: &State, id: &VolumeId, node: &NodeId, generation: Generation) -> Option<Grant> {

@@ -4,6 +4,7 @@
 //! from the replicated state, wherever the leader that carries it out may be. The service itself decides nothing.
 
 mod attachments;
+mod observed;
 mod queries;
 mod volumes;
 mod wait;
@@ -21,12 +22,19 @@ use replica::Replica;
 use state_machine::{HostAddress, Nqn, Volume, VolumeId};
 use tonic::{Request, Response, Status};
 
+use crate::kubernetes::Kubernetes;
 use crate::metrics::Metrics;
+use crate::sessions::AskLeader;
 
 /// The service's ground, shared by all requests.
 #[derive(Clone)]
 pub(crate) struct ControllerService {
     pub(crate) replica: Replica,
+    /// What the leader knows of the nodes.
+    pub(crate) leader: AskLeader,
+    pub(crate) kubernetes: Kubernetes,
+    /// Whether the volumes of one VM are attached one after the other.
+    pub(crate) one_publish_per_vm: bool,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) defaults: ClassDefaults,
     /// From where volumes are reached.

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use csi::{parse, status};
 use proto::csi::v1;
-use state_machine::{Command, OperationStatus, Response, Volume, VolumeId};
+use state_machine::{Command, OperationStatus, Response, Volume, VolumeId, VolumePhase};
 use tonic::Status;
 
 use super::ControllerService;
+use crate::sessions::Told;
 
 impl ControllerService {
     pub(super) async fn do_create_volume(
@@ -40,6 +41,7 @@ impl ControllerService {
         deadline: Instant,
     ) -> Result<v1::DeleteVolumeResponse, Status> {
         let parse::DeleteVolume { volume: id } = parse::DeleteVolume::parse(&request)?;
+        self.refuse_while_connected(&id, deadline).await?;
         let command = Command::DeleteVolume { volume: id.clone() };
         if let Response::Pending { generation } = self.propose(command, deadline).await? {
             let ended = self.wait_for_operation(&id, generation, deadline).await?;
@@ -50,6 +52,19 @@ impl ControllerService {
             tracing::info!(volume = %id, generation = generation.0, term, "volume deleted");
         }
         Ok(v1::DeleteVolumeResponse {})
+    }
+
+    /// An error if a node reports a connection to the volume, whatever the ledger has: it may have believed somebody.
+    async fn refuse_while_connected(&self, id: &VolumeId, deadline: Instant) -> Result<(), Status> {
+        let is_to_go = |volume: &Volume| volume.phase != VolumePhase::Deleting;
+        if !self.read(deadline, |state| state.volume(id).is_some_and(is_to_go)).await? {
+            return Ok(());
+        }
+        let sights = self.leader.sights(id, &[], true, deadline).await;
+        let sights = sights.map_err(|reason| status::no_quorum(&reason))?;
+        let connected = sights.into_iter().filter(|(_, told)| matches!(told, Told::Connected(_)));
+        let nodes: Vec<_> = connected.map(|(node, _)| node).collect();
+        if nodes.is_empty() { Ok(()) } else { Err(status::of_connected(id, &nodes)) }
     }
 
     pub(super) async fn do_expand_volume(

@@ -3,6 +3,7 @@
 //! `connected/<volume>` under the fake machine's directory says that the volume is connected; `held/<volume>`, put
 //! there by whoever plays the process that has the device open, holds the name of that process.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use tokio::fs;
 
 use super::{Connect, Connections, Device, DeviceId, Fabric, FabricError, Observed};
 use crate::fake_machine::FakeMachine;
+use crate::in_use::Incomplete;
 
 /// Size of a fake device until it is grown, in bytes.
 const FAKE_DEVICE_BYTES: u64 = 1 << 30;
@@ -122,6 +124,20 @@ impl Fabric for FakeFabric {
                 Err(FabricError::HoldersUnseen { volume: volume.clone(), reason: error.to_string() })
             }
         }
+    }
+
+    async fn holders(&self, devices: &[Device]) -> Result<BTreeMap<VolumeId, Vec<String>>, Incomplete> {
+        let mut held = BTreeMap::new();
+        for Device { volume, .. } in devices {
+            match fs::read_to_string(self.machine.held().join(volume.as_str())).await {
+                Ok(holder) => {
+                    held.insert(volume.clone(), vec![format!("simulated process {}", holder.trim())]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(held)
     }
 
     async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {

@@ -4,6 +4,7 @@
 //! never by its number. Attaching is left to `losetup`, which deals with racing processes. One machine is one
 //! node here: two nodes over one backing file would take each other's device for their own.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -15,8 +16,10 @@ use async_trait::async_trait;
 use state_machine::VolumeId;
 use tokio::time::{Instant, sleep};
 
-use super::{Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed};
-use crate::in_use::{Claimed, InUse, LinuxBlockDevices, Roots, Thoroughness};
+use super::{
+    Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed, holders_by_number,
+};
+use crate::in_use::{Claimed, InUse, Incomplete, LinuxBlockDevices, Roots, Thoroughness};
 use crate::sysfs::{has_device, parse_number, read_if_there};
 use crate::tool;
 
@@ -182,6 +185,10 @@ impl Fabric for LoopFabric {
         }
     }
 
+    async fn holders(&self, devices: &[Device]) -> Result<BTreeMap<VolumeId, Vec<String>>, Incomplete> {
+        holders_by_number(&self.in_use, devices).await
+    }
+
     async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {
         let Observed::Known(device) = self.find(volume).await? else { return Ok(()) };
         let limit = Duration::from_millis(LOSETUP_LIMIT_MS);
@@ -208,7 +215,8 @@ impl Fabric for LoopFabric {
             state: "attached".to_owned(),
         };
         let devices = self.scan().map_err(FabricError::Unseen)?;
-        Ok(Connections { volumes: devices.into_iter().map(connection).collect(), foreign: Vec::new() })
+        let volumes = devices.into_iter().map(connection).collect();
+        Ok(Connections { volumes, ..Connections::default() })
     }
 }
 

@@ -9,6 +9,7 @@ mod fake;
 mod loop_device;
 mod nvme;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ pub(crate) use fake::FakeFabric;
 pub(crate) use loop_device::LoopFabric;
 pub(crate) use nvme::{DEFAULT_NR_IO_QUEUES, NqnPrefix, NvmeFabric, NvmeSettings};
 
+use crate::in_use::{InUse, Incomplete};
 use crate::tool::ToolError;
 
 /// What tells one device from another while it exists.
@@ -89,6 +91,10 @@ pub(crate) struct Connections {
     pub(crate) volumes: Vec<Connection>,
     /// To what has the driver's prefix and is called like no volume, by name: reported, never touched.
     pub(crate) foreign: Vec<String>,
+    /// Volumes that may be connected beside those, and why that cannot be told: [`Fabric::find`] says unknown of them.
+    pub(crate) unclear: BTreeMap<VolumeId, String>,
+    /// Connections that may be to any volume, for people: while there are some, no volume is absent.
+    pub(crate) nameless: Vec<String>,
 }
 
 /// Where and how to connect a volume: from its publish context and its volume context.
@@ -191,6 +197,10 @@ pub(crate) trait Fabric: Send + Sync + 'static {
     /// A look that could not be completed is [`FabricError::HoldersUnseen`], and nothing is disconnected.
     async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError>;
 
+    /// Who holds each of these devices, by volume and in words for people, as far as a look shows that disturbs nobody:
+    /// for reports. Whoever is about to disconnect asks [`Fabric::disconnect_unheld`].
+    async fn holders(&self, devices: &[Device]) -> Result<BTreeMap<VolumeId, Vec<String>>, Incomplete>;
+
     /// Ends the volume's connection, with or without a device; none is success. Success means that
     /// [`Fabric::find`] answers [`Observed::Absent`]. Whether anybody holds the device is the caller's question.
     async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError>;
@@ -200,4 +210,21 @@ pub(crate) trait Fabric: Send + Sync + 'static {
 
     /// Everything that is connected.
     async fn connections(&self) -> Result<Connections, FabricError>;
+}
+
+/// [`Fabric::holders`] of devices that the kernel has by number.
+async fn holders_by_number(
+    in_use: &InUse,
+    devices: &[Device],
+) -> Result<BTreeMap<VolumeId, Vec<String>>, Incomplete> {
+    let number = |device: &Device| match device.id {
+        DeviceId::Number { major, minor } => Some((major, minor)),
+        DeviceId::Fake(_) => None,
+    };
+    let mut held = in_use.survey(devices.iter().filter_map(number).collect()).await?;
+    let holders = devices.iter().filter_map(|device| {
+        let holders = held.remove(&number(device)?)?;
+        Some((device.volume.clone(), holders))
+    });
+    Ok(holders.collect())
 }

@@ -39,7 +39,11 @@ pub(super) fn family(roots: &Roots, number: Number) -> io::Result<Family> {
 
 /// Swap on one of the devices. Swap on a device that goes by a name of another mount namespace shows only in that
 /// the kernel holds the device.
-pub(super) fn swap(roots: &Roots, numbers: &[Number], blocks: &dyn BlockDevices) -> io::Result<Vec<String>> {
+pub(super) fn swap(
+    roots: &Roots,
+    numbers: &[Number],
+    blocks: &dyn BlockDevices,
+) -> io::Result<Vec<(Number, String)>> {
     let file = roots.proc.join("swaps");
     // A kernel without swap has no such file.
     let table = read_if_there(&file)?.unwrap_or_default();
@@ -53,7 +57,9 @@ pub(super) fn swap(roots: &Roots, numbers: &[Number], blocks: &dyn BlockDevices)
             continue;
         }
         match blocks.number_of(Path::new(path)) {
-            Ok(Some(number)) if numbers.contains(&number) => found.push(format!("swap on {path}")),
+            Ok(Some(number)) if numbers.contains(&number) => {
+                found.push((number, format!("swap on {path}")));
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(at(Path::new(path))(error)),
@@ -68,7 +74,7 @@ pub(super) fn loop_devices(
     roots: &Roots,
     numbers: &[Number],
     blocks: &dyn BlockDevices,
-) -> io::Result<Vec<String>> {
+) -> io::Result<Vec<(Number, String)>> {
     let directory = roots.sysfs.join("block");
     fs::metadata(&directory).map_err(at(&directory))?;
     let mut found = Vec::new();
@@ -78,7 +84,9 @@ pub(super) fn loop_devices(
         }
         let device = roots.dev.join(&name);
         match blocks.backing_of(&device) {
-            Ok(Some(number)) if numbers.contains(&number) => found.push(device.display().to_string()),
+            Ok(Some(number)) if numbers.contains(&number) => {
+                found.push((number, device.display().to_string()));
+            }
             Ok(_) => {}
             // Detached since it was listed.
             Err(_) if !has(&directory.join(&name), "loop/backing_file")? => {}

@@ -23,6 +23,7 @@ mod kernel;
 mod processes;
 #[cfg(test)]
 pub(crate) mod simulated;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -105,6 +106,7 @@ pub(crate) struct Claim {
 pub(crate) struct InUse {
     check: Arc<Check>,
     looks: Arc<UnderWay<Number>>,
+    surveys: Arc<UnderWay<()>>,
 }
 
 struct Check {
@@ -116,7 +118,8 @@ struct Check {
 impl InUse {
     /// The check over these roots.
     pub(crate) fn new(roots: Roots, thoroughness: Thoroughness, blocks: Arc<dyn BlockDevices>) -> Self {
-        Self { check: Arc::new(Check { roots, thoroughness, blocks }), looks: Arc::default() }
+        let check = Arc::new(Check { roots, thoroughness, blocks });
+        Self { check, looks: Arc::default(), surveys: Arc::default() }
     }
 
     /// Claims the device of this path and number, unless somebody holds it for longer than a moment.
@@ -170,11 +173,9 @@ impl Check {
         };
         let family = block::family(&self.roots, number)?;
         let mut holders = family.holders;
-        holders.extend(self.processes(&family.numbers, claim.as_ref())?);
-        if complete {
-            holders.extend(block::swap(&self.roots, &family.numbers, blocks)?);
-            holders.extend(block::loop_devices(&self.roots, &family.numbers, blocks)?);
-        }
+        holders.extend(self.holders_of(&family.numbers, claim.as_ref())?.into_iter().map(|(_, who)| who));
+        // Who has a device open and its partition too is one holder.
+        holders.dedup();
         if busy && holders.is_empty() {
             holders.push(exclusively_held.to_owned());
         }
@@ -187,7 +188,26 @@ impl Check {
         Ok(Claimed::Free(Claim { _open: claim }))
     }
 
-    fn processes(&self, numbers: &[Number], claim: Option<&OwnedFd>) -> Result<Vec<String>, Incomplete> {
+    /// Who holds these devices, each with the device: all but what lies over them, and what only a claim shows.
+    fn holders_of(
+        &self,
+        numbers: &[Number],
+        claim: Option<&OwnedFd>,
+    ) -> Result<Vec<(Number, String)>, Incomplete> {
+        let mut holders = self.processes(numbers, claim)?;
+        if self.thoroughness == Thoroughness::Complete {
+            let blocks = self.blocks.as_ref();
+            holders.extend(block::swap(&self.roots, numbers, blocks)?);
+            holders.extend(block::loop_devices(&self.roots, numbers, blocks)?);
+        }
+        Ok(holders)
+    }
+
+    fn processes(
+        &self,
+        numbers: &[Number],
+        claim: Option<&OwnedFd>,
+    ) -> Result<Vec<(Number, String)>, Incomplete> {
         let proc = &self.roots.proc;
         let complete = self.thoroughness == Thoroughness::Complete;
         if complete && !processes::shows_all_processes(proc)? {

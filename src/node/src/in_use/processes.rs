@@ -39,8 +39,8 @@ pub(super) struct Sought<'a> {
 /// What a look at all processes found.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    /// `process <pid> (<command>)`, and mounts.
-    pub(super) holders: Vec<String>,
+    /// `process <pid> (<command>)`, and mounts, each with the device.
+    pub(super) holders: Vec<(Number, String)>,
     /// Processes that may not be looked into.
     pub(super) unseen: Vec<String>,
 }
@@ -55,17 +55,16 @@ pub(super) fn look(proc: &Path, sought: &Sought<'_>) -> io::Result<Processes> {
             let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
             format!("process {pid} ({})", command.trim_end())
         };
-        match has_open(proc, &process, sought) {
-            Ok(true) => found.holders.push(name()),
-            Ok(false) => {}
+        match open_of(proc, &process, sought) {
+            Ok(open) => found.holders.extend(open.into_iter().map(|number| (number, name()))),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => found.unseen.push(name()),
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(at(&process)(error)),
         }
         match mounts(&process, &mut namespaces, sought.numbers) {
-            Ok(points) => found.holders.extend(
-                points.iter().map(|at| format!("mounted at {at} in the mount namespace of {}", name())),
-            ),
+            Ok(points) => found.holders.extend(points.iter().map(|(number, at)| {
+                (*number, format!("mounted at {at} in the mount namespace of {}", name()))
+            })),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => found.unseen.push(name()),
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(at(&process)(error)),
@@ -96,36 +95,34 @@ pub(super) fn shows_all_processes(proc: &Path) -> io::Result<bool> {
     Ok(namespace == Path::new(INITIAL_PID_NAMESPACE))
 }
 
-fn has_open(proc: &Path, process: &Path, sought: &Sought<'_>) -> io::Result<bool> {
-    match any_open(proc, &process.join("fd"), sought)? {
-        Some(has_open) => Ok(has_open),
-        // No descriptors at all: a kernel thread, a daemon that needs none, or a thread that has ended.
-        None => {
-            for thread in fs::read_dir(process.join("task"))? {
-                match any_open(proc, &thread?.path().join("fd"), sought) {
-                    Ok(Some(true)) => return Ok(true),
-                    Ok(Some(false) | None) => {}
-                    Err(error) if is_gone(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(false)
+/// Which of the devices the process has open.
+fn open_of(proc: &Path, process: &Path, sought: &Sought<'_>) -> io::Result<BTreeSet<Number>> {
+    if let Some(open) = open_in(proc, &process.join("fd"), sought)? {
+        return Ok(open);
+    }
+    // No descriptors at all: a kernel thread, a daemon that needs none, or a thread that has ended.
+    let mut open = BTreeSet::new();
+    for thread in fs::read_dir(process.join("task"))? {
+        match open_in(proc, &thread?.path().join("fd"), sought) {
+            Ok(found) => open.extend(found.unwrap_or_default()),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
     }
+    Ok(open)
 }
 
-/// Whether one of these descriptors is sought; `None` if there are none.
-fn any_open(proc: &Path, descriptors: &Path, sought: &Sought<'_>) -> io::Result<Option<bool>> {
-    let mut some = None;
+/// Which devices these descriptors are of; `None` if there are no descriptors.
+fn open_in(proc: &Path, descriptors: &Path, sought: &Sought<'_>) -> io::Result<Option<BTreeSet<Number>>> {
+    let mut open = None;
     for descriptor in fs::read_dir(descriptors)? {
-        some = Some(false);
+        let open: &mut BTreeSet<Number> = open.get_or_insert_default();
         let descriptor = descriptor?.path();
         if sought.except.as_deref() == descriptor.strip_prefix(proc).ok() {
             continue;
         }
-        match is_sought(&descriptor, sought) {
-            Ok(true) => return Ok(Some(true)),
-            Ok(false) => {}
+        match device_of(&descriptor, sought) {
+            Ok(number) => open.extend(number),
             Err(error) if is_gone(&error) => {}
             Err(error) => match is_on_another_device(proc, descriptors, &descriptor) {
                 Ok(true) => {}
@@ -135,7 +132,7 @@ fn any_open(proc: &Path, descriptors: &Path, sought: &Sought<'_>) -> io::Result<
             },
         }
     }
-    Ok(some)
+    Ok(open)
 }
 
 /// Whether the file of a descriptor is on a block device, and not on the one with the machine's root. A file system
@@ -168,16 +165,20 @@ fn is_on_another_device(proc: &Path, descriptors: &Path, descriptor: &Path) -> i
     })
 }
 
-fn is_sought(descriptor: &Path, sought: &Sought<'_>) -> io::Result<bool> {
+fn device_of(descriptor: &Path, sought: &Sought<'_>) -> io::Result<Option<Number>> {
     // Only files with a path can be devices.
     if !fs::read_link(descriptor)?.is_absolute() {
-        return Ok(false);
+        return Ok(None);
     }
-    Ok(sought.blocks.number_of(descriptor)?.is_some_and(|number| sought.numbers.contains(&number)))
+    Ok(sought.blocks.number_of(descriptor)?.filter(|number| sought.numbers.contains(number)))
 }
 
 /// Where the process' mount namespace has one of the devices mounted; nothing if the namespace was looked at before.
-fn mounts(process: &Path, seen: &mut BTreeSet<PathBuf>, numbers: &[Number]) -> io::Result<Vec<String>> {
+fn mounts(
+    process: &Path,
+    seen: &mut BTreeSet<PathBuf>,
+    numbers: &[Number],
+) -> io::Result<Vec<(Number, String)>> {
     let namespace = fs::read_link(process.join("ns/mnt"))?;
     if seen.contains(&namespace) {
         return Ok(Vec::new());
@@ -200,7 +201,7 @@ fn mounts(process: &Path, seen: &mut BTreeSet<PathBuf>, numbers: &[Number]) -> i
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         };
         if numbers.contains(&number) {
-            points.push(point.to_owned());
+            points.push((number, point.to_owned()));
         }
     }
     Ok(points)

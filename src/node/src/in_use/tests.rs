@@ -190,10 +190,11 @@ fn the_own_claim_is_no_holder_but_another_descriptor_is() {
     };
     let claim = setting.blocks.claim(&setting.node()).unwrap();
     setting.machine.link(&format!("proc/{OWN_PID}/fd/{}", claim.as_raw_fd()), &setting.node());
-    assert_eq!(check.processes(&[NUMBER], Some(&claim)).unwrap(), Vec::<String>::new());
-    assert_eq!(check.processes(&[NUMBER], None).unwrap(), [format!("process {OWN_PID} (rds-csi)")]);
+    let own = || vec![(NUMBER, format!("process {OWN_PID} (rds-csi)"))];
+    assert_eq!(check.processes(&[NUMBER], Some(&claim)).unwrap(), []);
+    assert_eq!(check.processes(&[NUMBER], None).unwrap(), own());
     setting.machine.link(&format!("proc/{OWN_PID}/fd/999"), &setting.node());
-    assert_eq!(check.processes(&[NUMBER], Some(&claim)).unwrap(), [format!("process {OWN_PID} (rds-csi)")]);
+    assert_eq!(check.processes(&[NUMBER], Some(&claim)).unwrap(), own());
 }
 
 #[test]
@@ -243,7 +244,7 @@ fn a_process_that_may_not_be_looked_into_is_named() {
     };
     let refusal = check(Thoroughness::Complete).processes(&[NUMBER], None).unwrap_err().to_string();
     assert!(refusal.contains("process 8 (secret) may not be looked into"), "{refusal}");
-    assert_eq!(check(Thoroughness::Lenient).processes(&[NUMBER], None).unwrap(), Vec::<String>::new());
+    assert_eq!(check(Thoroughness::Lenient).processes(&[NUMBER], None).unwrap(), []);
 }
 
 #[test]
@@ -314,4 +315,30 @@ async fn a_holder_that_passes_is_waited_for() {
     assert!(refusal.contains("still hangs"), "{refusal}");
     drop(hanging);
     assert!(in_use.claim(&node, NUMBER).await.is_ok());
+}
+
+#[test]
+fn a_survey_tells_whose_device_is_held_and_claims_nothing() {
+    let setting = Setting::new();
+    let other = setting.machine.path("dev/nvme9n1");
+    setting.machine.process(7, "qemu-kvm", &[&setting.node(), &other, &setting.partition()]);
+    setting.machine.process(8, "dd", &[&setting.partition()]);
+    setting.machine.write("sys/devices/other/nvme9n1/holders/dm-3", "");
+    let check = Check {
+        roots: setting.machine.roots(),
+        thoroughness: Thoroughness::Complete,
+        blocks: setting.blocks.clone(),
+    };
+    let held = |numbers: &[Number]| check.survey(numbers).unwrap();
+    let process = |text: &str| text.to_owned();
+    let both = held(&[NUMBER, (259, 9)]);
+    assert_eq!(both[&NUMBER], [process("process 7 (qemu-kvm)"), process("process 8 (dd)")]);
+    assert_eq!(both[&(259, 9)], [process("dm-3"), process("process 7 (qemu-kvm)")]);
+    assert_eq!(held(&[(259, 9)]).len(), 1, "nobody asked about the other");
+    assert_eq!(*setting.blocks.flushes.lock().unwrap(), 0);
+
+    fs::remove_file(setting.machine.path("proc/1/ns/pid")).unwrap();
+    symlink("pid:[4026532999]", setting.machine.path("proc/1/ns/pid")).unwrap();
+    let reason = check.survey(&[NUMBER]).unwrap_err().to_string();
+    assert!(reason.contains("hostPID"), "what cannot be seen is no answer: {reason}");
 }

@@ -168,7 +168,7 @@ fn device_of<'a>(connections: &'a [Connection], volume: &VolumeId) -> Option<Opt
 }
 
 /// Who uses what on the node, as far as tables and paths show it.
-pub(super) struct Usage {
+pub(crate) struct Usage {
     table: Vec<MountEntry>,
     kubelet: KubeletPaths,
     /// Device nodes for pods, and what they open.
@@ -176,7 +176,7 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    pub(super) async fn look(volumes: &NodeVolumes, kubelet_directory: &Path) -> Result<Self, NodeError> {
+    pub(crate) async fn look(volumes: &NodeVolumes, kubelet_directory: &Path) -> Result<Self, NodeError> {
         let kubelet = kubelet::read(kubelet_directory, DRIVER_NAME).await?;
         let table = volumes.mounts.table().await?;
         let mut nodes = Vec::new();
@@ -192,7 +192,7 @@ impl Usage {
 
     /// Where the volume, which is connected as `device`, is mounted or published, for people. Without a device,
     /// what is still mounted at its paths counts: nobody can tell what it would show.
-    pub(super) fn of(&self, volume: &VolumeId, device: Option<&DeviceId>) -> Vec<String> {
+    pub(crate) fn of(&self, volume: &VolumeId, device: Option<&DeviceId>) -> Vec<String> {
         let Some(device) = device else {
             let paths = self.kubelet.owned.iter().filter(|owned| owned.volume == *volume);
             let mounted = paths.filter(|owned| self.mounted_at(&owned.path).is_some());

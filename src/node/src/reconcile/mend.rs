@@ -33,6 +33,15 @@ pub(super) enum Outcome {
     Left(String),
 }
 
+/// What became of a connection that was to go.
+#[derive(Debug)]
+pub(crate) enum LetGo {
+    /// It is not there, and the controllers know.
+    Off,
+    /// These use it, in words for people; it stays.
+    Used(Vec<String>),
+}
+
 fn left(reason: impl Into<String>) -> Result<Outcome, NodeError> {
     Ok(Outcome::Left(reason.into()))
 }
@@ -97,6 +106,15 @@ impl NodeVolumes {
             InLedger::Unknown => return left("the ledger does not know it any more"),
             InLedger::Attached(_) => return left("it has been attached meanwhile"),
         }
+        match self.let_go(volume, kubelet).await? {
+            LetGo::Off => Ok(Outcome::Mended),
+            LetGo::Used(uses) => left(format!("it is used: {}", uses.join(", "))),
+        }
+    }
+
+    /// Disconnects the volume if nobody uses it, and says so to the controllers. Whether it may go is the caller's
+    /// question, under the volume's operation lock.
+    pub(crate) async fn let_go(&self, volume: &VolumeId, kubelet: &Path) -> Result<LetGo, NodeError> {
         let seen = self.fabric.find(volume).await?;
         let device = match &seen {
             Observed::Known(device) => Some(&device.id),
@@ -104,21 +122,19 @@ impl NodeVolumes {
         };
         let uses = Usage::look(self, kubelet).await?.of(volume, device);
         if seen != Observed::Absent && !uses.is_empty() {
-            return left(format!("it is {}", uses.join(", ")));
+            return Ok(LetGo::Used(uses));
         }
         match seen {
             Observed::Absent => {}
             Observed::WithoutDevice(_) => self.fabric.disconnect(volume).await?,
             Observed::Known(device) => match self.disconnect_unheld(&device).await {
                 Ok(()) => {}
-                Err(NodeError::InUse { holders, .. }) => {
-                    return left(format!("it is held by {}", holders.join(", ")));
-                }
+                Err(NodeError::InUse { holders, .. }) => return Ok(LetGo::Used(holders)),
                 Err(error) => return Err(error),
             },
         }
         self.report_disconnected(volume, until()).await?;
-        Ok(Outcome::Mended)
+        Ok(LetGo::Off)
     }
 
     /// Has the controllers know that the volume, which they cut from here, is off.

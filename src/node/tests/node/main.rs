@@ -15,4 +15,5 @@ mod ownership;
 mod plugin;
 mod reconcile;
 mod registration;
+mod session;
 mod stale;

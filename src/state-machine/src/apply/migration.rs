@@ -130,6 +130,9 @@ mod tests {
         ledger.report_off("b", moment);
         let ended = &ledger.state.ended_migrations()[0];
         assert_eq!(ended.outcome, MigrationOutcome::Timeout);
+        let ended_so = [MigrationOutcome::Success, MigrationOutcome::Failed, MigrationOutcome::Timeout]
+            .map(|outcome| ledger.state.migrations_ended(outcome));
+        assert_eq!(ended_so, [0, 0, 1]);
         assert_eq!((ended.decided_by.as_str(), ended.evidence.as_str()), ("a test", "it says so"));
         assert!(matches!(ledger.publish("b", BLOCK_RWX).refusal(), Refusal::CutOff { .. }));
         ledger.grant("c", BLOCK_RWX);
@@ -166,18 +169,6 @@ mod tests {
         ledger.report_off("a", moment);
         assert_eq!(ledger.volume().cut_off.len(), 0, "nobody would unpublish it once more");
         ledger.grant("a", BLOCK_RWX);
-    }
-
-    #[test]
-    fn overdue_ones_are_found_until_they_are_reaped() {
-        let mut ledger = migrating();
-        let overdue =
-            |ledger: &Ledger| ledger.state.overdue().map(|(v, m)| (v.id.clone(), m.id)).collect::<Vec<_>>();
-        assert_eq!(overdue(&ledger), []);
-        ledger.pass_seconds(300);
-        assert_eq!(overdue(&ledger), [(volume(V), MigrationId(1))]);
-        reap(&mut ledger, 1, "b");
-        assert_eq!(overdue(&ledger), []);
     }
 
     #[test]

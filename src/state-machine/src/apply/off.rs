@@ -58,7 +58,7 @@ mod tests {
     }
 
     fn newest(ledger: &Ledger) -> Generation {
-        ledger.state.last_generation()
+        ledger.state.last_generation
     }
 
     /// Node a has both volumes and is connected to the first.

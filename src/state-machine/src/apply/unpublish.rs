@@ -1,15 +1,12 @@
 //! Unpublish: an attachment is revoked first, and goes only when its node is proven off.
 
-use crate::history::Fact;
+use crate::history::{Fact, ORCHESTRATOR};
 use crate::ids::{NodeId, VolumeId};
 use crate::migration::{EndedMigration, Migration, MigrationOutcome, MigrationPhase};
 use crate::observed::cut_text;
 use crate::response::{Refusal, Response};
 use crate::state::State;
 use crate::volume::{AttachmentPhase, Connection};
-
-/// Who wants what nobody else decided.
-const ORCHESTRATOR: &str = "unpublish";
 
 impl State {
     pub(super) fn unpublish(
@@ -74,7 +71,8 @@ impl State {
         }
         let is_side = |migration: &mut Migration| migration.source == *node || migration.target == *node;
         let migration = volume.migration.take_if(is_side);
-        self.record(id, Fact::Detached { node: node.clone(), evidence: evidence.to_owned() });
+        let (node_id, by_whom, proof) = (node.clone(), by.to_owned(), evidence.to_owned());
+        self.record(id, Fact::Detached { node: node_id, by: by_whom, evidence: proof });
         let Some(migration) = migration else { return };
         self.deadlines.remove(&(migration.deadline, id.clone()));
         let (outcome, decided_by, evidence) = match migration.phase {

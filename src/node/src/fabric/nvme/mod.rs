@@ -46,8 +46,10 @@ use uuid::Uuid;
 use kernel::{Kernel, LinuxKernel};
 use tree::{BlockDevice, NvmeController, Tree};
 
-use super::{Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed};
-use crate::in_use::{BlockDevices, Claimed, InUse, LinuxBlockDevices, Roots, Thoroughness};
+use super::{
+    Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed, holders_by_number,
+};
+use crate::in_use::{BlockDevices, Claimed, InUse, Incomplete, LinuxBlockDevices, Roots, Thoroughness};
 use crate::own_thread;
 use crate::sysfs::has_device;
 use crate::under_way::UnderWay;
@@ -351,6 +353,10 @@ impl Fabric for NvmeFabric {
         }
     }
 
+    async fn holders(&self, devices: &[Device]) -> Result<BTreeMap<VolumeId, Vec<String>>, Incomplete> {
+        holders_by_number(&self.in_use, devices).await
+    }
+
     async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {
         self.disconnect_volume(volume).await
     }
@@ -364,20 +370,29 @@ impl Fabric for NvmeFabric {
         let (connecting, controllers) = self.scan().map_err(FabricError::Unseen)?;
         let mut volumes: BTreeMap<VolumeId, Vec<NvmeController>> = BTreeMap::new();
         let mut foreign = BTreeSet::new();
+        let mut unclear = BTreeMap::new();
+        let mut nameless = Vec::new();
         volumes.extend(connecting.iter().map(|volume| (volume.clone(), Vec::new())));
         for controller in controllers {
             let (nqn, own) = (controller.nqn.clone(), self.machine.is_own(&controller));
             match nqn.as_deref().and_then(|nqn| self.machine.prefix.volume_of(nqn)) {
                 Some(Ok(volume)) if own => volumes.entry(volume).or_default().push(controller),
                 Some(Ok(volume)) => {
-                    foreign.insert(format!("{} as host {}", self.nqn_of(&volume), controller.host_nqn));
+                    let what = format!("{} as host {}", self.nqn_of(&volume), controller.host_nqn);
+                    unclear.insert(volume, format!("it is connected as {what}"));
+                    foreign.insert(what);
                 }
                 Some(Err(_)) => foreign.extend(nqn),
+                None if nqn.is_none() && own => nameless.push(controller.name),
                 None => {}
             }
         }
-        let mut connections =
-            Connections { foreign: foreign.into_iter().collect(), ..Connections::default() };
+        if nameless.len() <= connecting.len() {
+            // Those are what our own connects are making, and they are among the volumes.
+            nameless.clear();
+        }
+        let foreign = foreign.into_iter().collect();
+        let mut connections = Connections { volumes: Vec::new(), foreign, unclear, nameless };
         for (volume, controllers) in volumes {
             let seen = Seen { connecting: connecting.contains(&volume), controllers };
             let live = seen.controllers.iter().any(|controller| controller.state == "live");

@@ -9,17 +9,17 @@ use std::time::Duration;
 use node::TlsFiles;
 use proto::node::v1::node_gateway_server::{NodeGateway, NodeGatewayServer};
 use proto::node::v1::{
-    AttachmentPhase, DescribeVolumesReply, DescribeVolumesRequest, NodeAttachment, PermitConnectReply,
-    PermitConnectRequest, RegisterReply, RegisterRequest, ReportDisconnectedReply, ReportDisconnectedRequest,
-    VolumeDescription,
+    AttachmentPhase, DescribeVolumesReply, DescribeVolumesRequest, LeaderOrder, NodeAttachment, NodeReport,
+    PermitConnectReply, PermitConnectRequest, RegisterReply, RegisterRequest, ReportDisconnectedReply,
+    ReportDisconnectedRequest, VolumeDescription,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// What the gateway heard, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +70,14 @@ struct Script {
     undescribed: Option<Code>,
     /// How often everything was to be described.
     looks: usize,
+    /// Whether sessions are refused, and how.
+    no_session: Option<Code>,
+    /// What the nodes reported, over all sessions.
+    reports: Vec<NodeReport>,
+    /// How many sessions there have been.
+    sessions: usize,
+    /// The way to the node in the latest one.
+    orders: Option<mpsc::Sender<Result<LeaderOrder, Status>>>,
 }
 
 /// The gateway.
@@ -161,6 +169,31 @@ impl Gateway {
         self.script.lock().unwrap().looks
     }
 
+    /// Whether sessions are refused from now on, and how.
+    pub(crate) fn no_session(&self, code: Option<Code>) {
+        self.script.lock().unwrap().no_session = code;
+    }
+
+    /// What was reported, over all sessions.
+    pub(crate) fn reports(&self) -> Vec<NodeReport> {
+        self.script.lock().unwrap().reports.clone()
+    }
+
+    /// How many sessions there have been.
+    pub(crate) fn sessions(&self) -> usize {
+        self.script.lock().unwrap().sessions
+    }
+
+    /// Orders something in the latest session.
+    pub(crate) fn order(&self, order: LeaderOrder) {
+        self.script.lock().unwrap().orders.as_ref().expect("a session").try_send(Ok(order)).unwrap();
+    }
+
+    /// Ends the latest session.
+    pub(crate) fn end_session(&self) {
+        self.script.lock().unwrap().orders = None;
+    }
+
     /// What it heard since it was last asked, without registrations. It does not list descriptions.
     pub(crate) fn heard(&self) -> Vec<Heard> {
         let heard = std::mem::take(&mut self.script.lock().unwrap().heard);
@@ -238,6 +271,30 @@ impl NodeGateway for Scripted {
                 Ok(Response::new(ReportDisconnectedReply {}))
             }
         }
+    }
+
+    type SessionStream = ReceiverStream<Result<LeaderOrder, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<NodeReport>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (sender, orders) = mpsc::channel(16);
+        {
+            let mut script = self.script.lock().unwrap();
+            if let Some(code) = script.no_session {
+                return Err(Status::new(code, "no session"));
+            }
+            script.sessions += 1;
+            script.orders = Some(sender);
+        }
+        let (mut reports, script) = (request.into_inner(), self.script.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(report)) = reports.message().await {
+                script.lock().unwrap().reports.push(report);
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(orders)))
     }
 
     async fn describe_volumes(

@@ -91,6 +91,7 @@ pub(crate) fn config(directory: &Path, gateway: &gateway::Gateway) -> NodeConfig
         topology: Default::default(),
         die_after_step: None,
         reconcile_interval_seconds: 300,
+        session_interval_seconds: 10,
         kubelet_directory,
     }
 }

@@ -1,0 +1,448 @@
+//! The reaper: looks for evidence about migrations past their deadline, and about nodes that may be off, and proposes
+//! what follows (DESIGN.md, "Reaping" and "Proof"); on the leader only.
+//!
+//! [`Reaper::step`] decides, without IO or a clock; `shell` performs its effects. Life of an overdue migration: both
+//! nodes are asked to look again, their answers and KubeVirt's word are judged by [`decide()`], one side is reaped.
+//! Cutting it is the sessions' work, and only the ledger frees it. Every step is a committed fact and nothing is
+//! remembered that the state does not say again: a new leader begins with an empty reaper, asks for itself, and
+//! finds a migration that is being reaped already in the ledger.
+//!
+//! Three rules stand before the table in `decide`:
+//! - evidence counts only if it answers an asking that was sent after the migration was seen overdue;
+//! - a node that can speak is heard before it loses anything: while its sight is unknown, its side goes only after
+//!   [`SILENCE_OF_A_LOST_SESSION`] that this leader itself listened;
+//! - a leader that was asleep has listened to nobody meanwhile.
+
+mod decide;
+mod evidence;
+mod off;
+mod shell;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use state_machine::{
+    AttachmentPhase, Command, Generation, Migration, MigrationId, MigrationPhase, NodeId, Response, State,
+    VolumeId,
+};
+
+pub(crate) use decide::{Facts, KubeVirt, Side, SideFacts, Sight, Verdict, decide};
+pub(crate) use evidence::{Evidence, Seen, Standing};
+use off::{NodeFacts, OffVerdict, SILENCE_OF_A_LOST_SESSION};
+pub(crate) use shell::Shell;
+use watch::{Attention, Watch};
+
+/// Everything is judged anew at least so often: silence grows without an event.
+const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
+/// And at most so often, however many reports and entries come in.
+const JUDGE_PAUSE: Duration = Duration::from_millis(200);
+/// Sessions are asked at most so often.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+/// For so many migrations at once, at most; the others have their turn after them.
+const MIGRATIONS_ASKED_AT_ONCE: usize = 64;
+/// A reaper that was not called for so long was asleep.
+const ASLEEP_AFTER: Duration = Duration::from_secs(5);
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// This replica leads, in `term`.
+    TookOffice { term: u64 },
+    /// It does no longer.
+    LeftOffice,
+    /// The state or the evidence may be another.
+    Changed,
+    /// The time that [`Reaper::wake_at`] named has come.
+    Timer,
+    /// The sessions were asked.
+    Asked { number: u64 },
+    /// A proposal was answered.
+    Proposed { term: u64, answer: Answer },
+}
+
+/// How a proposal was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is so.
+    Accepted,
+    /// The ledger says no.
+    Refused { why: String },
+    /// It was not decided in this term.
+    NotDecided,
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Refused(refusal) => Self::Refused { why: refusal.to_string() },
+            Response::Done
+            | Response::Pending { .. }
+            | Response::Exists { .. }
+            | Response::Attached { .. }
+            | Response::Revoking { .. } => Self::Accepted,
+        }
+    }
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Have these nodes look again, and tell the number of the asking.
+    AskSessionsAgain { nodes: BTreeSet<NodeId> },
+    /// Propose this, in this term and no other.
+    Propose { term: u64, command: Command },
+    /// Tell people.
+    Report(Report),
+}
+
+/// What people are told, once each time that it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// The term of the leader that says so.
+    pub(crate) term: u64,
+    pub(crate) about: About,
+    /// What and why, with the facts.
+    pub(crate) what: String,
+    /// Somebody should look at it.
+    pub(crate) loud: bool,
+}
+
+/// What something is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum About {
+    /// A migration past its deadline.
+    Migration { volume: VolumeId, migration: MigrationId },
+    /// A node that may be off, and all that it has.
+    Node(NodeId),
+}
+
+/// What can be seen at a step.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) evidence: &'a dyn Evidence,
+}
+
+/// The reaper's state: nothing, unless this replica leads.
+#[derive(Debug, Default)]
+pub(crate) struct Reaper {
+    office: Option<Office>,
+}
+
+/// One term of office.
+#[derive(Debug)]
+struct Office {
+    term: u64,
+    /// Since when this leader would have heard a node that speaks.
+    listening_since: Duration,
+    stepped_at: Duration,
+    judged_at: Option<Duration>,
+    asked_at: Option<Duration>,
+    /// Something changed since everything was judged.
+    stale: bool,
+    migrations: BTreeMap<MigrationId, Watch>,
+    nodes: BTreeMap<NodeId, Attention>,
+    /// What is being proposed: one thing at a time, so that what is judged next knows its answer.
+    proposing: Option<Motion>,
+}
+
+/// Something to propose, and what is said when it was accepted.
+#[derive(Debug)]
+struct Motion {
+    about: About,
+    command: Command,
+    what: String,
+}
+
+impl Reaper {
+    /// Takes in one event and says what is to be done. `now` is a monotonic clock's.
+    pub(crate) fn step(&mut self, event: Event, now: Duration, view: View<'_>) -> Vec<Effect> {
+        if let Event::TookOffice { term } = event {
+            self.office = Some(Office::new(term, now));
+        }
+        let Some(office) = &mut self.office else { return Vec::new() };
+        office.notice_sleep(now);
+        let mut effects = Vec::new();
+        match event {
+            Event::LeftOffice => {
+                self.office = None;
+                return effects;
+            }
+            Event::TookOffice { .. } | Event::Changed => office.stale = true,
+            Event::Timer => {}
+            Event::Asked { number } => office.asked(number),
+            Event::Proposed { term, answer } => effects.extend(office.proposed(now, term, answer)),
+        }
+        if now >= office.wake_at() {
+            effects.extend(office.judge(now, view));
+        }
+        effects
+    }
+
+    /// When [`Event::Timer`] has to be told.
+    pub(crate) fn wake_at(&self) -> Option<Duration> {
+        self.office.as_ref().map(Office::wake_at)
+    }
+}
+
+impl Office {
+    fn new(term: u64, now: Duration) -> Self {
+        Self {
+            term,
+            listening_since: now,
+            stepped_at: now,
+            judged_at: None,
+            asked_at: None,
+            stale: true,
+            migrations: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            proposing: None,
+        }
+    }
+
+    /// What was said while the process was stopped may not be read yet: silence begins anew.
+    fn notice_sleep(&mut self, now: Duration) {
+        if now.saturating_sub(self.stepped_at) > ASLEEP_AFTER {
+            self.listening_since = now;
+        }
+        self.stepped_at = now;
+    }
+
+    fn wake_at(&self) -> Duration {
+        let pause = if self.stale { JUDGE_PAUSE } else { JUDGE_INTERVAL };
+        self.judged_at.map_or(Duration::ZERO, |at| at + pause)
+    }
+
+    fn asked(&mut self, number: u64) {
+        for watch in self.migrations.values_mut() {
+            watch.asked(number);
+        }
+    }
+
+    fn proposed(&mut self, now: Duration, term: u64, answer: Answer) -> Option<Effect> {
+        let Motion { about, what, .. } = self.proposing.take_if(|_| term == self.term)?;
+        let attention = match &about {
+            About::Migration { migration, .. } => {
+                self.migrations.get_mut(migration).map(|watch| &mut watch.attention)
+            }
+            About::Node(node) => self.nodes.get_mut(node),
+        };
+        match answer {
+            Answer::Accepted => {
+                // What was held back behind this proposal is not to wait.
+                self.judged_at = None;
+                Some(Effect::Report(Report { term, about, what, loud: false }))
+            }
+            Answer::Refused { why } => {
+                let attention = attention?;
+                attention.hold(now);
+                attention.say(term, about, format!("the ledger refused: {why}"), true)
+            }
+            Answer::NotDecided => {
+                attention?.hold(now);
+                None
+            }
+        }
+    }
+
+    /// Looks at everything once.
+    fn judge(&mut self, now: Duration, view: View<'_>) -> Vec<Effect> {
+        self.stale = false;
+        self.judged_at = Some(now);
+        let listened = now.saturating_sub(self.listening_since);
+        let hearing = Hearing { state: view.state, evidence: view.evidence, listened };
+        let mut effects = Vec::new();
+        let mut motions = self.judge_migrations(now, view.state, hearing, &mut effects);
+        motions.extend(self.judge_nodes(now, view.state, hearing, &mut effects));
+        if self.proposing.is_none() {
+            // Migrations come first: a side that is reaped and then proven off was reaped.
+            if let Some(motion) = motions.into_iter().next() {
+                effects.push(Effect::Propose { term: self.term, command: motion.command.clone() });
+                self.proposing = Some(motion);
+            }
+        }
+        effects.extend(self.ask(now));
+        effects
+    }
+
+    fn judge_migrations(
+        &mut self,
+        now: Duration,
+        state: &State,
+        hearing: Hearing<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Motion> {
+        let mut gone = std::mem::take(&mut self.migrations);
+        let mut motions = Vec::new();
+        for (volume, migration) in past_deadline(state) {
+            let mut watch = gone
+                .remove(&migration.id)
+                .unwrap_or_else(|| Watch::new(now, &migration.source, &migration.target));
+            watch.note_phase(&migration.phase);
+            let about = About::Migration { volume: volume.clone(), migration: migration.id };
+            let facts = hearing.facts(state, volume, migration, watch.asked_first());
+            let said = match hearing.heard_first(&facts, decide(&facts, self.term)) {
+                Verdict::Wait { why } => watch.attention.say(self.term, about, why, false),
+                Verdict::LeaveAlone { why } => watch.attention.say(self.term, about, why, true),
+                Verdict::Reap(decision) => {
+                    if watch.attention.is_free(now) {
+                        let what = format!("node {} loses the volume: {}", decision.stale, decision.evidence);
+                        let (volume, migration) = (volume.clone(), migration.id);
+                        let command = Command::Reap { volume, migration, decision };
+                        motions.push(Motion { about, command, what });
+                    }
+                    None
+                }
+            };
+            effects.extend(said);
+            self.migrations.insert(migration.id, watch);
+        }
+        motions
+    }
+
+    fn judge_nodes(
+        &mut self,
+        now: Duration,
+        state: &State,
+        hearing: Hearing<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Motion> {
+        let doubtful: BTreeMap<&NodeId, OffVerdict> = state
+            .nodes()
+            .keys()
+            .map(|node| (node, hearing.node(node).verdict()))
+            .filter(|(_, verdict)| *verdict != OffVerdict::NotOff)
+            .collect();
+        let attached = newest_attachments(state, |node| doubtful.contains_key(node));
+        self.nodes.retain(|node, _| attached.contains_key(node));
+        let mut motions = Vec::new();
+        for (node, up_to) in attached {
+            let attention = self.nodes.entry(node.clone()).or_default();
+            let about = About::Node(node.clone());
+            let said = match doubtful.get(node) {
+                None | Some(OffVerdict::NotOff) => None,
+                Some(OffVerdict::Wait { why }) => attention.say(self.term, about, (*why).to_owned(), false),
+                Some(OffVerdict::LeaveAlone { why }) => {
+                    attention.say(self.term, about, (*why).to_owned(), true)
+                }
+                Some(OffVerdict::Off(proof)) => {
+                    if attention.is_free(now) {
+                        let what = format!("the node is off, what it had is free: {}", watch::words(proof));
+                        let (node, proof) = (node.clone(), proof.clone());
+                        let command = Command::NodeIsOff { node, volume: None, up_to, proof };
+                        motions.push(Motion { about, command, what });
+                    }
+                    None
+                }
+            };
+            effects.extend(said);
+        }
+        motions
+    }
+
+    /// Has those looked at again whose time has come.
+    fn ask(&mut self, now: Duration) -> Option<Effect> {
+        if self.asked_at.is_some_and(|at| now < at + ASK_PAUSE) {
+            return None;
+        }
+        let mut due: Vec<_> = self.migrations.values_mut().filter(|watch| watch.is_due(now)).collect();
+        due.sort_by_key(|watch| watch.due_at());
+        let nodes: BTreeSet<NodeId> =
+            due.into_iter().take(MIGRATIONS_ASKED_AT_ONCE).flat_map(|watch| watch.ask(now)).collect();
+        if nodes.is_empty() {
+            return None;
+        }
+        self.asked_at = Some(now);
+        Some(Effect::AskSessionsAgain { nodes })
+    }
+}
+
+/// What this leader hears, and for how long it has listened.
+#[derive(Clone, Copy)]
+struct Hearing<'a> {
+    state: &'a State,
+    evidence: &'a dyn Evidence,
+    listened: Duration,
+}
+
+impl Hearing<'_> {
+    fn silence(&self, node: &NodeId) -> Duration {
+        self.evidence.silent_for(node).map_or(self.listened, |silence| silence.min(self.listened))
+    }
+
+    fn node(&self, node: &NodeId) -> NodeFacts {
+        NodeFacts {
+            standing: self.evidence.standing(node),
+            silence: self.silence(node),
+            was_heard: self.evidence.silent_for(node).is_some(),
+        }
+    }
+
+    fn facts(&self, state: &State, volume: &VolumeId, migration: &Migration, asked: Option<u64>) -> Facts {
+        let side = |node: &NodeId| SideFacts {
+            sight: self.sight(volume, node, asked),
+            proof: self.node(node).proof(),
+            leaving: state
+                .volume(volume)
+                .and_then(|volume| volume.attachments.get(node))
+                .is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking),
+        };
+        Facts {
+            migration: migration.clone(),
+            kubevirt: self.evidence.kubevirt(volume, migration),
+            source: side(&migration.source),
+            target: side(&migration.target),
+        }
+    }
+
+    /// The node's newest look, if it answers an asking of this leader after the deadline.
+    fn sight(&self, volume: &VolumeId, node: &NodeId, asked: Option<u64>) -> Sight {
+        match self.evidence.seen(self.state, volume, node) {
+            Seen::Nothing { why } => Sight::Unknown { why },
+            Seen::Looked { answers, sight } if asked.is_some_and(|asked| answers >= asked) => sight,
+            Seen::Looked { .. } => Sight::Unknown { why: "not looked since the deadline".to_owned() },
+        }
+    }
+
+    /// A side whose sight is unknown is taken only from a node that had time to speak, and did not.
+    fn heard_first(&self, facts: &Facts, verdict: Verdict) -> Verdict {
+        let Verdict::Reap(decision) = verdict else { return verdict };
+        let side = if decision.stale == facts.migration.source { &facts.source } else { &facts.target };
+        let may_speak = self.silence(&decision.stale) < SILENCE_OF_A_LOST_SESSION;
+        if matches!(side.sight, Sight::Unknown { .. }) && may_speak {
+            let why = format!("node {} is heard first; else {}", decision.stale, decision.evidence);
+            return Verdict::Wait { why };
+        }
+        Verdict::Reap(decision)
+    }
+}
+
+/// Migrations that are overdue or being reaped.
+fn past_deadline(state: &State) -> impl Iterator<Item = (&VolumeId, &Migration)> {
+    let migrations = state.volumes().iter().filter_map(|(id, volume)| Some((id, volume.migration.as_ref()?)));
+    migrations.filter(|(_, migration)| match migration.phase {
+        MigrationPhase::Active => false,
+        MigrationPhase::Overdue | MigrationPhase::Reaping(_) => true,
+    })
+}
+
+/// For each of these nodes that has an attachment, the generation of its newest one.
+fn newest_attachments(state: &State, among: impl Fn(&NodeId) -> bool) -> BTreeMap<&NodeId, Generation> {
+    let mut newest = BTreeMap::new();
+    let attachments = state.volumes().values().flat_map(|volume| &volume.attachments);
+    for (node, attachment) in attachments.filter(|(node, _)| among(node)) {
+        let generation: &mut Generation = newest.entry(node).or_default();
+        *generation = attachment.generation.max(*generation);
+    }
+    newest
+}
+
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod walk;
