@@ -11,7 +11,7 @@ use state_machine::{Migration, MigrationId, NodeId, State, VolumeId};
 use tokio::sync::watch;
 
 use crate::reaper::{Evidence, KubeVirt, Seen, Side, Sight, Standing};
-use crate::sessions::{self, NodeSessions, Use};
+use crate::sessions::{self, NodeSessions, Usage};
 
 /// Migrations whose asking is remembered; of more, the oldest are asked about anew.
 const MIGRATIONS_REMEMBERED: usize = 1_024;
@@ -50,7 +50,7 @@ impl Evidence for LeadersEvidence {
         let (sight, look) = match self.sessions.sight_in(state, volume, node) {
             sessions::Sight::Unknown { why } => return Seen::Nothing { why },
             sessions::Sight::Absent { look } => (Sight::Absent, look),
-            sessions::Sight::Connected { use_, look } => (sight_of(use_), look),
+            sessions::Sight::Connected { used, look } => (sight_of(used), look),
         };
         Seen::Looked { answers: look.echo, sight }
     }
@@ -95,11 +95,11 @@ impl Evidence for LeadersEvidence {
     }
 }
 
-fn sight_of(use_: Use) -> Sight {
-    match use_ {
-        Use::Idle => Sight::Idle,
-        Use::InUse { by } => Sight::InUse { by: by.join(", ") },
-        Use::Busy => Sight::Unknown { why: "an operation on it is running there".to_owned() },
-        Use::Unseen { why } => Sight::Unknown { why },
+fn sight_of(used: Usage) -> Sight {
+    match used {
+        Usage::Idle => Sight::Idle,
+        Usage::InUse { by } => Sight::InUse { by: by.join(", ") },
+        Usage::Busy => Sight::Unknown { why: "an operation on it is running there".to_owned() },
+        Usage::Unseen { why } => Sight::Unknown { why },
     }
 }

@@ -12,7 +12,7 @@ use state_machine::{
 use tonic::{Code, Status};
 
 use super::ControllerService;
-use crate::sessions::{Told, Use};
+use crate::sessions::{Told, Usage};
 
 /// How long an unpublish waits for its proof before the sidecar is asked to come again, in milliseconds.
 const DETACH_WAIT_MS: u64 = 5_000;
@@ -176,8 +176,8 @@ impl ControllerService {
             Vec::new()
         });
         let held = sights.into_iter().filter_map(|(node, told)| match told {
-            Told::Connected(Use::InUse { by }) => Some((node, by)),
-            Told::Connected(Use::Idle | Use::Busy | Use::Unseen { .. }) | Told::Absent => None,
+            Told::Connected(Usage::InUse { by }) => Some((node, by)),
+            Told::Connected(Usage::Idle | Usage::Busy | Usage::Unseen { .. }) | Told::Absent => None,
             Told::Unknown { why } => {
                 tracing::info!(volume = %id, %node, why, "not known");
                 None

@@ -9,7 +9,7 @@ use std::time::Duration;
 use state_machine::{AttachmentPhase, Command, Generation, NodeId, NodeMoment, State, VolumeId};
 
 use super::report::{Content, Entry, Report};
-use super::sight::{Look, Sight, Use};
+use super::sight::{Look, Sight, Usage};
 
 /// After so long without a word nothing is known of a node: three reports at the usual interval.
 pub(crate) const SILENCE: Duration = Duration::from_secs(30);
@@ -218,7 +218,7 @@ impl Sessions {
         let look = session.look.clone();
         match session.content.of(volume) {
             None => Sight::Absent { look },
-            Some(Entry::Connected(use_)) => Sight::Connected { use_, look },
+            Some(Entry::Connected(used)) => Sight::Connected { used, look },
             Some(Entry::Unseen(why)) => unknown(format!("node {node} cannot see it: {why}")),
         }
     }
@@ -354,7 +354,7 @@ impl Sessions {
                 continue;
             }
             let seen = session.content.of(&volume);
-            if matches!((&seen, &duty), (Some(Entry::Connected(Use::Busy)), Duty::NotAttached)) {
+            if matches!((&seen, &duty), (Some(Entry::Connected(Usage::Busy)), Duty::NotAttached)) {
                 // Whoever stages it there is about to be refused.
                 continue;
             }
@@ -374,15 +374,15 @@ impl Sessions {
             }
             let due = pursuit.ordered_at.is_none_or(|at| now.saturating_sub(at) >= CUT_AGAIN);
             match (seen, duty) {
-                (Some(Entry::Connected(Use::Idle)), Duty::Revoking { generation, .. }) if due => {
+                (Some(Entry::Connected(Usage::Idle)), Duty::Revoking { generation, .. }) if due => {
                     pursuit.ordered_at = Some(now);
                     cuts.push((volume, generation));
                 }
-                (Some(Entry::Connected(Use::Idle)), Duty::NotAttached) if due => {
+                (Some(Entry::Connected(Usage::Idle)), Duty::NotAttached) if due => {
                     pursuit.ordered_at = Some(now);
                     cuts.push((volume, NOT_ATTACHED));
                 }
-                (Some(Entry::Connected(Use::InUse { by })), Duty::Revoking { .. }) if !pursuit.noted => {
+                (Some(Entry::Connected(Usage::InUse { by })), Duty::Revoking { .. }) if !pursuit.noted => {
                     pursuit.noted = true;
                     effects.push(Effect::Note(Note::Held { volume, node: node.clone(), by }));
                 }

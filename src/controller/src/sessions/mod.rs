@@ -39,5 +39,5 @@ mod tests;
 
 pub(crate) use leader::{AskLeader, LeaderService};
 pub(crate) use shell::NodeSessions;
-pub(crate) use sight::{Sight, Told, Use};
+pub(crate) use sight::{Sight, Told, Usage};
 pub(crate) use stream::SessionStream;

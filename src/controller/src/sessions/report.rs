@@ -3,7 +3,7 @@
 use proto::node::v1;
 use state_machine::{BootId, IdError, Nqn, VolumeId};
 
-use super::sight::Use;
+use super::sight::Usage;
 
 /// Most volumes of one node.
 const MAX_VOLUMES: usize = 4096;
@@ -39,7 +39,7 @@ pub(crate) struct Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// Connected, or about to be.
-    Connected(Use),
+    Connected(Usage),
     /// It could not be seen whether it is, for this reason.
     Unseen(String),
 }
@@ -58,10 +58,10 @@ enum Kept {
 impl From<&Kept> for Entry {
     fn from(kept: &Kept) -> Self {
         match kept {
-            Kept::Idle => Self::Connected(Use::Idle),
-            Kept::Busy => Self::Connected(Use::Busy),
-            Kept::InUse(by) => Self::Connected(Use::InUse { by: by.lines().map(str::to_owned).collect() }),
-            Kept::UseUnseen(why) => Self::Connected(Use::Unseen { why: why.to_string() }),
+            Kept::Idle => Self::Connected(Usage::Idle),
+            Kept::Busy => Self::Connected(Usage::Busy),
+            Kept::InUse(by) => Self::Connected(Usage::InUse { by: by.lines().map(str::to_owned).collect() }),
+            Kept::UseUnseen(why) => Self::Connected(Usage::Unseen { why: why.to_string() }),
             Kept::Unseen(why) => Self::Unseen(why.to_string()),
         }
     }
@@ -169,17 +169,20 @@ mod tests {
 
     #[test]
     fn each_message_has_its_meaning() {
-        let held = || Entry::Connected(Use::InUse { by: vec!["x".to_owned()] });
+        let held = || Entry::Connected(Usage::InUse { by: vec!["x".to_owned()] });
         let rows = [
             (volume(false, false, &[], ""), None),
             // A mount that outlived its connection does not make it one.
             (volume(false, false, &["x"], ""), None),
             (volume(false, false, &[], "why"), Some(Entry::Unseen("why".to_owned()))),
-            (volume(false, true, &[], ""), Some(Entry::Connected(Use::Busy))),
-            (volume(false, true, &[], "why"), Some(Entry::Connected(Use::Busy))),
-            (volume(true, false, &[], ""), Some(Entry::Connected(Use::Idle))),
-            (volume(true, true, &[], ""), Some(Entry::Connected(Use::Busy))),
-            (volume(true, false, &[], "why"), Some(Entry::Connected(Use::Unseen { why: "why".to_owned() }))),
+            (volume(false, true, &[], ""), Some(Entry::Connected(Usage::Busy))),
+            (volume(false, true, &[], "why"), Some(Entry::Connected(Usage::Busy))),
+            (volume(true, false, &[], ""), Some(Entry::Connected(Usage::Idle))),
+            (volume(true, true, &[], ""), Some(Entry::Connected(Usage::Busy))),
+            (
+                volume(true, false, &[], "why"),
+                Some(Entry::Connected(Usage::Unseen { why: "why".to_owned() })),
+            ),
             (volume(true, false, &["x"], ""), Some(held())),
             (volume(true, false, &["x"], "why"), Some(held())),
             (volume(true, true, &["x"], ""), Some(held())),
@@ -196,7 +199,7 @@ mod tests {
         message.incomplete = "no sysfs".to_owned();
         let content = Report::parse(message.clone()).unwrap().content.unwrap();
         assert_eq!(content.of(&id("b")), Some(Entry::Unseen("no sysfs".to_owned())));
-        assert_eq!(content.of(&id("a")), Some(Entry::Connected(Use::Idle)));
+        assert_eq!(content.of(&id("a")), Some(Entry::Connected(Usage::Idle)));
         assert_eq!(content.connected().collect::<Vec<_>>(), [&id("a")]);
         message.unchanged = true;
         assert_eq!(Report::parse(message).unwrap().content, None);
@@ -207,10 +210,10 @@ mod tests {
         let long = "ä".repeat(MAX_TEXT_CHARACTERS + 1);
         let holders = vec![long.as_str(); MAX_HOLDERS + 1];
         let content = Report::parse(report(vec![volume(true, false, &holders, "")])).unwrap().content;
-        let Some(Entry::Connected(Use::InUse { by })) = content.unwrap().of(&id("a")) else { panic!() };
+        let Some(Entry::Connected(Usage::InUse { by })) = content.unwrap().of(&id("a")) else { panic!() };
         assert_eq!((by.len(), by[0].chars().count()), (MAX_HOLDERS, MAX_TEXT_CHARACTERS + 1));
         let content = Report::parse(report(vec![volume(true, false, &["a\nb", "c"], "")])).unwrap().content;
-        let Some(Entry::Connected(Use::InUse { by })) = content.unwrap().of(&id("a")) else { panic!() };
+        let Some(Entry::Connected(Usage::InUse { by })) = content.unwrap().of(&id("a")) else { panic!() };
         assert_eq!(by, ["a b", "c"], "a holder is a line");
         for hostile in [
             report(vec![volume(true, false, &[], ""); 2]),

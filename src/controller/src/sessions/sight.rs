@@ -9,7 +9,7 @@ use state_machine::NodeMoment;
 
 /// Who uses a connected volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Use {
+pub(crate) enum Usage {
     /// Nobody.
     Idle,
     /// An operation of the node plugin: the volume is connected, or may be about to be. Counts as use.
@@ -54,7 +54,7 @@ pub(crate) enum Sight {
     /// It was connected, or about to be.
     Connected {
         /// How it was used.
-        use_: Use,
+        used: Usage,
         /// The look.
         look: Look,
     },
@@ -81,7 +81,7 @@ pub(crate) enum Told {
     /// See [`Sight::Absent`].
     Absent,
     /// See [`Sight::Connected`].
-    Connected(Use),
+    Connected(Usage),
 }
 
 impl From<Sight> for Told {
@@ -89,7 +89,7 @@ impl From<Sight> for Told {
         match sight {
             Sight::Unknown { why } => Self::Unknown { why },
             Sight::Absent { .. } => Self::Absent,
-            Sight::Connected { use_, .. } => Self::Connected(use_),
+            Sight::Connected { used, .. } => Self::Connected(used),
         }
     }
 }
@@ -100,10 +100,10 @@ impl From<Told> for SightMessage {
         match told {
             Told::Unknown { why } => Self::Unknown(why),
             Told::Absent => Self::Absent(v1::Absent {}),
-            Told::Connected(Use::Idle) => used(None),
-            Told::Connected(Use::Busy) => used(Some(UseMessage::Busy(v1::Busy {}))),
-            Told::Connected(Use::InUse { by }) => used(Some(UseMessage::Held(v1::Holders { by }))),
-            Told::Connected(Use::Unseen { why }) => used(Some(UseMessage::Unseen(why))),
+            Told::Connected(Usage::Idle) => used(None),
+            Told::Connected(Usage::Busy) => used(Some(UseMessage::Busy(v1::Busy {}))),
+            Told::Connected(Usage::InUse { by }) => used(Some(UseMessage::Held(v1::Holders { by }))),
+            Told::Connected(Usage::Unseen { why }) => used(Some(UseMessage::Unseen(why))),
         }
     }
 }
@@ -115,10 +115,10 @@ impl From<Option<SightMessage>> for Told {
             Some(SightMessage::Unknown(why)) => Self::Unknown { why },
             Some(SightMessage::Absent(v1::Absent {})) => Self::Absent,
             Some(SightMessage::Connected(v1::Connected { r#use: used })) => Self::Connected(match used {
-                None => Use::Idle,
-                Some(UseMessage::Busy(v1::Busy {})) => Use::Busy,
-                Some(UseMessage::Held(v1::Holders { by })) => Use::InUse { by },
-                Some(UseMessage::Unseen(why)) => Use::Unseen { why },
+                None => Usage::Idle,
+                Some(UseMessage::Busy(v1::Busy {})) => Usage::Busy,
+                Some(UseMessage::Held(v1::Holders { by })) => Usage::InUse { by },
+                Some(UseMessage::Unseen(why)) => Usage::Unseen { why },
             }),
         }
     }
@@ -134,10 +134,10 @@ mod tests {
         for told in [
             Told::Unknown { why: why() },
             Told::Absent,
-            Told::Connected(Use::Idle),
-            Told::Connected(Use::Busy),
-            Told::Connected(Use::InUse { by: vec!["process 7 (qemu-kvm)".to_owned()] }),
-            Told::Connected(Use::Unseen { why: why() }),
+            Told::Connected(Usage::Idle),
+            Told::Connected(Usage::Busy),
+            Told::Connected(Usage::InUse { by: vec!["process 7 (qemu-kvm)".to_owned()] }),
+            Told::Connected(Usage::Unseen { why: why() }),
         ] {
             assert_eq!(Told::from(Some(SightMessage::from(told.clone()))), told);
         }

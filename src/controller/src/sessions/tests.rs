@@ -11,7 +11,7 @@ use state_machine::{
 
 use super::core::{Effect, Event, NOT_ATTACHED, Note, Refused, SILENCE, SessionId, Sessions};
 use super::report::Report;
-use super::sight::{Sight, Use};
+use super::sight::{Sight, Usage};
 
 const TERM: u64 = 7;
 const BOOT: &str = "boot-1";
@@ -202,15 +202,15 @@ fn a_volume_is_known_absent_or_unknown() {
     desk.unknown("b", "no session");
 
     for (report, expected) in [
-        (idle(), Use::Idle),
-        (held(), Use::InUse { by: vec!["process 7 (qemu-kvm)".to_owned()] }),
-        (busy(), Use::Busy),
-        (VolumeReport { unseen: "why".to_owned(), ..idle() }, Use::Unseen { why: "why".to_owned() }),
+        (idle(), Usage::Idle),
+        (held(), Usage::InUse { by: vec!["process 7 (qemu-kvm)".to_owned()] }),
+        (busy(), Usage::Busy),
+        (VolumeReport { unseen: "why".to_owned(), ..idle() }, Usage::Unseen { why: "why".to_owned() }),
     ] {
         desk.attach("a");
         desk.says(1, "a", 0, &[report]);
-        let Sight::Connected { use_, .. } = desk.sight("a") else { panic!("{:?}", desk.sight("a")) };
-        assert_eq!(use_, expected);
+        let Sight::Connected { used, .. } = desk.sight("a") else { panic!("{:?}", desk.sight("a")) };
+        assert_eq!(used, expected);
         assert_eq!(desk.core.nodes_with(&volume()), [node("a")]);
     }
     desk.says(1, "a", 0, &[VolumeReport { unseen: "no sysfs".to_owned(), ..seen(false, &[]) }]);
@@ -239,7 +239,7 @@ fn after_thirty_seconds_of_silence_nothing_is_known() {
     let again = NodeReport { unchanged: true, ..desk.report("a", 0, &[]) };
     desk.hear(1, again);
     assert!(
-        matches!(desk.sight("a"), Sight::Connected { use_: Use::InUse { .. }, .. }),
+        matches!(desk.sight("a"), Sight::Connected { used: Usage::InUse { .. }, .. }),
         "the same as before"
     );
 }
@@ -426,6 +426,6 @@ fn a_connection_without_attachment_is_cut_after_a_second_look() {
 
     // What the ledger does not know is not ours.
     let foreign = VolumeReport { volume_id: "pvc-elsewhere".to_owned(), ..idle() };
-    assert_eq!(desk.says(2, "b", 0, &[foreign.clone()]), []);
+    assert_eq!(desk.says(2, "b", 0, std::slice::from_ref(&foreign)), []);
     assert_eq!(desk.says(2, "b", 9, &[foreign]), []);
 }

@@ -59,6 +59,9 @@ pub(crate) struct Session {
 /// What attempts to cut have found since the last look: who uses the volume.
 type Held = BTreeMap<VolumeId, Vec<String>>;
 
+/// What became of a cut: who holds the volume, if anybody does.
+type CutOutcome = (VolumeId, Vec<String>);
+
 /// A session that a controller has taken.
 struct Line {
     reports: mpsc::Sender<NodeReport>,
@@ -69,7 +72,7 @@ struct Line {
     /// The newest order.
     echo: u64,
     held: Held,
-    outcomes: (mpsc::Sender<(VolumeId, Vec<String>)>, mpsc::Receiver<(VolumeId, Vec<String>)>),
+    outcomes: (mpsc::Sender<CutOutcome>, mpsc::Receiver<CutOutcome>),
 }
 
 impl Session {
@@ -119,15 +122,15 @@ impl Session {
                     }
                 };
                 let reason = format!("{address}: {}", ended.message());
-                match ended.code() {
-                    Code::NotFound | Code::Aborted => self.register_again(reason).await,
-                    Code::Unavailable => tracing::debug!(reason, "no session there"),
+                let code = ended.code();
+                if matches!(code, Code::NotFound | Code::Aborted) {
+                    self.register_again(reason).await;
+                } else if code == Code::Unavailable {
+                    tracing::debug!(reason, "no session there");
+                } else if reason != said {
                     // Only the last is kept, so that two that alternate are said more than once: they are rare.
-                    _ if reason != said => {
-                        tracing::warn!(reason, "no session");
-                        said = reason;
-                    }
-                    _ => {}
+                    tracing::warn!(reason, "no session");
+                    said = reason;
                 }
             }
             sleep(shortened(Duration::from_millis(pause_ms))).await;
