@@ -10,6 +10,7 @@
 //! - `hand_over`: the leader is asked to leave
 //! - `roles`: who may call what
 //! - `detach`: a person takes a volume from a node that is off
+//! - `metrics`: the table in the docs is what is served
 //! - `sessions`: what nodes have connected and hold, and how it is cut
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
@@ -18,6 +19,7 @@ mod detach;
 mod executor;
 mod hand_over;
 mod input;
+mod metrics;
 mod program;
 mod quorum;
 mod restarts;

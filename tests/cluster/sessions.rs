@@ -9,8 +9,6 @@ use anyhow::{Context, Result, ensure};
 use rds_csi::dev::requests::{Context as CsiContext, publish, stage, within};
 use tests::requests::{MIB, create, delete, eventually, expect_unavailable, insist, unpublish};
 use tests::{Csi, Lab};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
 const NODE: &str = "node-a";
@@ -80,20 +78,9 @@ async fn phase(lab: &Lab, volume: &Volume) -> Result<String> {
     Ok(found.attachments.into_iter().find(|has| has.node_id == NODE).map(|has| has.phase).unwrap_or_default())
 }
 
-/// What the process says of itself.
-async fn metrics(lab: &Lab, name: &str) -> Result<String> {
-    let settings: toml::Table = fs::read_to_string(lab.config_path(name))?.parse()?;
-    let address = settings.get("metrics_address").and_then(toml::Value::as_str).context("an address")?;
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
-}
-
 async fn wait_for_metric(lab: &Lab, name: &str, line: &str) -> Result<()> {
     eventually(line, async || {
-        let text = metrics(lab, name).await?;
+        let text = lab.metrics(name).await?;
         ensure!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         Ok(())
     })

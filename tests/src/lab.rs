@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use proto::operator::v1::{ListVolumesRequest, Volume};
 use rds_csi::certificates::CertificateFiles;
 use rds_csi::dev::{Cluster, ClusterBuilder};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -121,6 +123,17 @@ impl Lab {
         let mut operator = self.operator(&self.leader_name().await?)?;
         let request = within(Duration::from_millis(QUESTION_MS), ListVolumesRequest {});
         Ok(operator.list_volumes(request).await.context("list volumes")?.into_inner().volumes)
+    }
+
+    /// What the process serves at `/metrics`.
+    pub async fn metrics(&self, name: &str) -> Result<String> {
+        let settings: toml::Table = fs::read_to_string(self.config_path(name))?.parse()?;
+        let address = settings.get("metrics_address").and_then(toml::Value::as_str).context("an address")?;
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     /// Waits until nothing is left to do, and ledger and appliance hold the same.
