@@ -6,9 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use proto::node::v1::NodeReport;
+use proto::node::v1::node_gateway_client::NodeGatewayClient;
+use rds_csi::certificates::{Authority, Owner};
 use rds_csi::dev::requests::{Context as CsiContext, publish, stage, within};
 use tests::requests::{MIB, create, delete, eventually, expect_unavailable, insist, unpublish};
-use tests::{Csi, Lab};
+use tests::{Csi, Lab, tls_channel};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 const NODE: &str = "node-a";
@@ -212,6 +217,41 @@ async fn a_connection_that_the_ledger_does_not_have_keeps_its_volume() -> Result
         .await?;
         insist("delete", || csi.delete(delete(&volume.id))).await?;
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_speaks_for_itself_in_every_report() -> Result<()> {
+    Lab::tell(async |lab| {
+        wait_for_session(lab).await?;
+        // Its plugin would take the session back.
+        lab.kill(NODE)?;
+        let settings: toml::Table = fs::read_to_string(lab.config_path(NODE))?.parse()?;
+        let host_nqn = settings.get("host_nqn").and_then(toml::Value::as_str).context("a host NQN")?;
+        let report = |node: &str, since_boot_ns| NodeReport {
+            node_id: node.to_owned(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+            host_nqn: host_nqn.to_owned(),
+            since_boot_ns,
+            ..Default::default()
+        };
+        let authority = Authority::open_or_create(&lab.certificates())?;
+        let files = authority.files(&Owner::Node(NODE.to_owned()), NODE)?;
+        let address = lab.address(&lab.leader_name().await?)?;
+        let channel = tls_channel(&address, &authority.certificate(), Some(&files))?;
+        let (sender, reports) = mpsc::channel(2);
+        sender.send(report(NODE, u64::MAX - 1)).await?;
+        let session = NodeGatewayClient::new(channel).session(ReceiverStream::new(reports)).await;
+        let mut orders = session.context("as itself")?.into_inner();
+        sender.send(report("node-b", u64::MAX)).await?;
+        let answer = tokio::time::timeout(Duration::from_millis(NODE_MS), orders.message()).await?;
+        let code = answer.as_ref().err().map(Status::code);
+        ensure!(code == Some(Code::PermissionDenied), "it spoke for another: {answer:?}");
+        lab.start_again(NODE).await
     })
     .await
 }

@@ -44,7 +44,7 @@ pub(crate) enum Entry {
     Unseen(String),
 }
 
-/// An entry as it is kept, perhaps for days and for all volumes of thousands of nodes: [`Use`], without room to grow.
+/// An entry as it is kept, perhaps for days and for all volumes of thousands of nodes: [`Usage`], without room to grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kept {
     Idle,

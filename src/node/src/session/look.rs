@@ -44,6 +44,13 @@ pub(super) struct Content {
     pub(super) volumes: Vec<VolumeReport>,
 }
 
+impl Content {
+    /// Whether all could be seen.
+    pub(super) fn is_complete(&self) -> bool {
+        self.incomplete.is_empty() && self.volumes.iter().all(|volume| volume.unseen.is_empty())
+    }
+}
+
 /// As much of the connections as changes when they do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outline(Vec<(VolumeId, Option<DeviceId>, String)>);

@@ -45,6 +45,8 @@ const PAUSE_MS: (u64, u64) = (200, 5_000);
 const POLL_MS: u64 = 2_000;
 /// The least time from one look to the next, in ms: one look serves all that changes at once.
 const LOOK_PAUSE_MS: u64 = 50;
+/// How soon a look is repeated that could not see everything, in ms.
+const UNSEEN_AGAIN_MS: u64 = 1_000;
 /// Reports that may wait on their way out: the controllers' newest word is worth more than old looks.
 const REPORTS_QUEUED: usize = 2;
 /// Outcomes of cuts that may wait; each cut waits for its place.
@@ -59,9 +61,6 @@ pub(crate) struct Session {
 /// What attempts to cut have found since the last look: who uses the volume.
 type Held = BTreeMap<VolumeId, Vec<String>>;
 
-/// What became of a cut: who holds the volume, if anybody does.
-type CutOutcome = (VolumeId, Vec<String>);
-
 /// A session that a controller has taken.
 struct Line {
     reports: mpsc::Sender<NodeReport>,
@@ -72,8 +71,11 @@ struct Line {
     /// The newest order.
     echo: u64,
     held: Held,
-    outcomes: (mpsc::Sender<CutOutcome>, mpsc::Receiver<CutOutcome>),
+    outcomes: (Outcomes, mpsc::Receiver<(VolumeId, Vec<String>)>),
 }
+
+/// Where a cut tells who uses its volume.
+type Outcomes = mpsc::Sender<(VolumeId, Vec<String>)>;
 
 impl Session {
     pub(crate) fn new(
@@ -121,15 +123,14 @@ impl Session {
                         refused
                     }
                 };
-                let reason = format!("{address}: {}", ended.message());
-                let code = ended.code();
+                let (code, reason) = (ended.code(), format!("{address}: {}", ended.message()));
                 if matches!(code, Code::NotFound | Code::Aborted) {
                     self.register_again(reason).await;
                 } else if code == Code::Unavailable {
                     tracing::debug!(reason, "no session there");
                 } else if reason != said {
                     // Only the last is kept, so that two that alternate are said more than once: they are rare.
-                    tracing::warn!(reason, "no session");
+                    tracing::warn!(?code, reason, "no session");
                     said = reason;
                 }
             }
@@ -171,7 +172,7 @@ impl Session {
         let mut looking = None;
         let (mut wanted, mut not_before) = (false, Instant::now());
         // From then on all nodes keep to the same interval.
-        let mut due = Instant::now() + shortened(self.interval);
+        let mut due = Instant::now() + shortened(self.until_next(&line.said));
         let mut poll_at = Instant::now() + Duration::from_millis(POLL_MS);
         loop {
             if wanted && looking.is_none() && Instant::now() >= not_before {
@@ -194,7 +195,7 @@ impl Session {
                     if let Err(lost) = self.send(&mut line, echo, look).await {
                         return lost;
                     }
-                    due = Instant::now() + self.interval;
+                    due = Instant::now() + self.until_next(&line.said);
                 }
                 Some((volume, by)) = line.outcomes.1.recv() => {
                     line.held.insert(volume, by);
@@ -208,6 +209,15 @@ impl Session {
                     poll_at = Instant::now() + Duration::from_millis(POLL_MS);
                 }
             }
+        }
+    }
+
+    /// How long the last report may stay the last.
+    fn until_next(&self, said: &Content) -> Duration {
+        if said.is_complete() {
+            self.interval
+        } else {
+            Duration::from_millis(UNSEEN_AGAIN_MS).min(self.interval)
         }
     }
 
@@ -249,12 +259,7 @@ impl Session {
     }
 
     /// Cuts in the background. Who uses it goes to `outcomes`; everything else shows in the next look.
-    fn begin_cut(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        outcomes: mpsc::Sender<(VolumeId, Vec<String>)>,
-    ) {
+    fn begin_cut(&self, volume: VolumeId, generation: Generation, outcomes: Outcomes) {
         let (operations, volumes) = (self.lookout.operations.clone(), self.lookout.volumes.clone());
         let kubelet = self.lookout.kubelet_directory.clone();
         tokio::spawn(async move {

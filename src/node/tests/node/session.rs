@@ -1,6 +1,7 @@
 //! The node's session: what it reports of a fake machine, and what it does with orders, against scripted controllers.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::common::gateway::{Heard, Standing};
 use crate::common::requests::{GENERATION, VOLUME, stage};
@@ -9,6 +10,8 @@ use crate::common::{BOOT, get, wait_for};
 use proto::node::v1::{Cut, LeaderOrder, NodeReport, VolumeReport};
 use tonic::Code;
 
+/// Well below the interval of reports, and above that of looks at the connections.
+const SOON: Duration = Duration::from_secs(6);
 const METRIC: &str = "rds_csi_node_session_connected ";
 
 /// Waits for a report of which `condition` holds, and returns it with all that it left out.
@@ -189,15 +192,24 @@ async fn what_cannot_be_seen_is_not_absent() {
     let unseen = report(&story, "a report", |report| report.echo == 6).await;
     assert!(!unseen.incomplete.is_empty() && unseen.volumes.is_empty(), "{unseen:?}");
     fs::rename(&away, &connected).unwrap();
-    story.gateway.order(look_again(7));
-    report(&story, "all to be seen", |report| report.echo == 7 && report.incomplete.is_empty()).await;
+    report(&story, "another look by itself", |report| report.echo == 6 && report.incomplete.is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_connection_that_goes_by_itself_is_noticed() {
-    let story = staged().await;
+async fn what_changes_is_reported_long_before_the_next_report_is_due() {
+    let mut story = begun().await;
+    story.stage(&ext4()).await.unwrap();
+    story.gateway.order(look_again(5));
+    let users = |report: &NodeReport| of_volume(report).map_or(0, |volume| volume.held_by.len());
+    report(&story, "the staged file system", |report| report.echo == 5 && users(report) == 1).await;
+    // Nothing is connected or disconnected, so only the operation's end says so.
+    let begun = Instant::now();
+    story.publish(&ext4()).await.unwrap();
+    report(&story, "the target", |report| users(report) == 2).await;
+    // A connection that goes by itself.
     story.take_away("connected");
-    report(&story, "its absence", |report| report.volumes.is_empty() && report.echo == 0).await;
+    report(&story, "its absence", |report| report.volumes.is_empty() && report.echo == 5).await;
+    assert!(begun.elapsed() < SOON, "after {:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -9,10 +9,11 @@ mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod samples;
+mod sessions;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -23,11 +24,18 @@ use samples::Samples;
 ///
 /// The appliance is simulated and answers at once. Use a release build: cargo run --release -- bench
 #[derive(Debug, Args)]
-#[command(after_long_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_long_help = "Examples:
   cargo run --release -- bench
   cargo run --release -- bench --kills 100
-  cargo run --release --features etcd -- bench --etcd http://127.0.0.1:2379")]
+  cargo run --release -- bench sessions
+  cargo run --release --features etcd -- bench --etcd http://127.0.0.1:2379"
+)]
 pub struct BenchArguments {
+    /// Something else to measure.
+    #[command(subcommand)]
+    other: Option<Other>,
     /// How long each row of publishes and reads is measured, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
@@ -43,13 +51,25 @@ pub struct BenchArguments {
     etcd: Vec<String>,
 }
 
+/// Measurements of their own.
+#[derive(Debug, Subcommand)]
+enum Other {
+    Sessions(sessions::SessionsArguments),
+}
+
 /// How many clients each row is measured with.
 const CLIENTS: [usize; 2] = [1, 64];
 
 /// Runs all measurements and prints the table.
 pub async fn run(arguments: BenchArguments, stop: CancellationToken) -> Result<(), Failure> {
+    let measured = async {
+        match &arguments.other {
+            None => measure(&arguments).await,
+            Some(Other::Sessions(sessions)) => sessions::measure(sessions).await,
+        }
+    };
     tokio::select! {
-        outcome = measure(&arguments) => Ok(outcome?),
+        outcome = measured => Ok(outcome?),
         // Dropping the measurement ends its processes.
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted").into()),
     }

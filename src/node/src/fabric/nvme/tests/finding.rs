@@ -91,6 +91,9 @@ async fn what_is_not_ours_is_not_found_but_named() {
     assert_eq!(names, ["pvc-2"]);
     assert_eq!(connections.foreign, [format!("{PREFIX}-root"), format!("{of_another} as host {OTHER_HOST}")]);
     assert_eq!(setting.fabric.noticed.lock().unwrap().len(), 2);
+    let unclear: Vec<_> = connections.unclear.keys().map(VolumeId::as_str).collect();
+    assert_eq!(unclear, ["pvc-3"], "of which nothing can be found");
+    assert_eq!(connections.nameless, Vec::<String>::new());
 
     // Disconnecting touches none of them.
     setting.fabric.disconnect(&volume()).await.unwrap();
@@ -186,9 +189,13 @@ async fn a_connection_to_who_knows_what_may_be_this_volumes() {
     assert_eq!(setting.found().await, Observed::Absent, "another host's is not ours");
     add_controller(&setting.machine, "nvme1", "(efault)", HOST, "connecting");
     setting.is_unknown(setting.fabric.find(&volume()).await, "nvme1");
+    assert_eq!(setting.fabric.connections().await.unwrap().nameless, ["nvme1"]);
     // A connect of another volume explains it.
     let mark = setting.fabric.connecting.begin(VolumeId::parse("pvc-2").unwrap()).unwrap();
     assert_eq!(setting.found().await, Observed::Absent);
+    let connections = setting.fabric.connections().await.unwrap();
+    assert_eq!(connections.nameless, Vec::<String>::new());
+    assert_eq!(connections.volumes[0].volume.as_str(), "pvc-2");
     drop(mark);
 }
 
