@@ -6,21 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use observer::{Answer, MigrationSeen, Observer};
+use observer::{Answer, MigrationSeen, Observer, Why};
 use state_machine::{Migration, MigrationId, NodeId, State, VolumeId};
 use tokio::sync::watch;
 
 use crate::reaper::{Evidence, KubeVirt, Seen, Side, Sight, Standing};
 use crate::sessions::{self, NodeSessions, Usage};
 
-/// Migrations whose asking is remembered; of more, the oldest are asked about anew.
-const MIGRATIONS_REMEMBERED: usize = 1_024;
+/// How old Kubernetes' word may be: then it is listed anew.
+const KUBERNETES_WORD_KEPT: Duration = Duration::from_secs(60);
+/// When a migration is forgotten that nobody asks about any more.
+const MIGRATION_FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// The evidence of one leader.
 pub(crate) struct LeadersEvidence {
     sessions: NodeSessions,
     observer: Observer,
-    /// Since when each overdue migration is asked about: what Kubernetes listed before says nothing of it.
+    /// Since when Kubernetes' word on each overdue migration counts.
     asked_since: Mutex<BTreeMap<MigrationId, Instant>>,
 }
 
@@ -29,19 +31,30 @@ impl LeadersEvidence {
         Self { sessions, observer, asked_since: Mutex::default() }
     }
 
-    /// When the migration was first asked about. Then Kubernetes is listed anew.
+    /// Since when Kubernetes' word on the migration counts: the first asking, and again when that is long ago.
     fn asked_since(&self, migration: MigrationId) -> Instant {
         let mut asked = self.asked_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(since) = asked.get(&migration) {
+        let now = Instant::now();
+        if let Some(since) = asked.get(&migration).filter(|since| since.elapsed() < KUBERNETES_WORD_KEPT) {
             return *since;
         }
-        while asked.len() >= MIGRATIONS_REMEMBERED {
-            asked.pop_first();
-        }
-        let now = Instant::now();
+        asked.retain(|_, since| since.elapsed() < MIGRATION_FORGOTTEN);
         asked.insert(migration, now);
         self.observer.refresh();
         now
+    }
+
+    /// Whether Kubernetes has most of the other nodes that the ledger knows. If not, it is another cluster, or nodes
+    /// have other names there, and an absent one proves nothing.
+    fn has_the_others(&self, state: &State, node: &NodeId) -> bool {
+        let index = self.observer.index();
+        let others = state.nodes().keys().filter(|other| *other != node);
+        let (mut there, mut all) = (0, 0);
+        for other in others {
+            all += 1;
+            there += usize::from(matches!(index.node(other), Answer::Known(_)));
+        }
+        there > 0 && 2 * there >= all
     }
 }
 
@@ -65,7 +78,12 @@ impl Evidence for LeadersEvidence {
         let seen = self.observer.index().migration(volume, &migration.source, &migration.target, newer_than);
         match seen {
             Answer::Absent => KubeVirt::NoVm,
-            Answer::Unknown(why) => KubeVirt::Unknown { why: why.to_string() },
+            Answer::Unknown(why @ (Why::NoKubernetes | Why::NotInstalled(_) | Why::Unclear(_))) => {
+                KubeVirt::Unknown { why: why.to_string() }
+            }
+            Answer::Unknown(why @ (Why::NotListed(_) | Why::Broken { .. } | Why::TooOld(_))) => {
+                KubeVirt::Awaited { why: why.to_string() }
+            }
             Answer::Known(MigrationSeen::Running { uid }) => {
                 KubeVirt::Unfinished { phase: format!("running, {uid}") }
             }
@@ -77,12 +95,12 @@ impl Evidence for LeadersEvidence {
         }
     }
 
-    fn standing(&self, node: &NodeId) -> Standing {
+    fn standing(&self, state: &State, node: &NodeId) -> Standing {
         match self.observer.index().node(node) {
             Answer::Known(seen) if seen.out_of_service => Standing::OutOfService,
             Answer::Known(_) => Standing::Present,
-            Answer::Absent => Standing::Deleted,
-            Answer::Unknown(_) => Standing::Unknown,
+            Answer::Absent if self.has_the_others(state, node) => Standing::Deleted,
+            Answer::Absent | Answer::Unknown(_) => Standing::Unknown,
         }
     }
 

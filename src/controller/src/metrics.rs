@@ -3,6 +3,7 @@
 //! Counters are this replica's own. Gauges of the ledger are set from it when they are read, and only the leader
 //! has them, so that a sum over the replicas counts each thing once.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -23,6 +24,7 @@ const MIGRATION_BUCKETS_SECONDS: [f64; 10] =
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
+    scrape: Arc<Mutex<()>>,
     operations: IntCounterVec,
     operation_seconds: HistogramVec,
     attaches: IntCounterVec,
@@ -65,6 +67,7 @@ impl Metrics {
     pub(crate) fn new(appliance_address: &str) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             registry: Registry::new(),
+            scrape: Arc::default(),
             operations: counters("rds_csi_volume_operations_total", "CSI calls.", &["operation", "status"])?,
             operation_seconds: seconds("rds_csi_operation_duration_seconds", "Duration of CSI calls.")?,
             attaches: counters("rds_csi_attachment_attach_total", "Publishes.", &["status"])?,
@@ -222,6 +225,8 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format, with gauges as of now.
     pub(crate) fn text(&self, now: &Gauges) -> Result<Vec<u8>, prometheus::Error> {
+        // What is derived from the ledger is set anew: not by two at once.
+        let _one_at_a_time = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         let facts = [
             ("leader", u64::from(now.is_leader)),
             ("term", now.term),

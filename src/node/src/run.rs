@@ -123,6 +123,7 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     });
     let report = tokio::spawn(async move {
         if tells_nodes_apart {
+            let _end_the_others = reporting.clone().drop_guard();
             session.run(reporting).await;
         }
     });

@@ -5,7 +5,7 @@
 //! | # | Facts | Verdict |
 //! |---|---|---|
 //! | | not overdue, or a side is being revoked already | wait |
-//! | 1 | KubeVirt has an unfinished migration | wait |
+//! | 1 | KubeVirt has an unfinished migration, or could not be read since the deadline | wait |
 //! | | KubeVirt says that it ended, and the side that lost is seen in use | leave alone: the facts contradict each other |
 //! | | KubeVirt says that it ended | the side that lost is stale |
 //! | 2 | one side seen in use, the other seen idle or absent | the other is stale |
@@ -48,8 +48,10 @@ impl fmt::Display for Side {
 /// What KubeVirt says of the migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KubeVirt {
-    /// Nothing that can be relied on: no Kubernetes, not read yet, or the watch is lost.
+    /// It has nothing to say, for this reason: no Kubernetes, or facts that contradict each other.
     Unknown { why: String },
+    /// It may have something to say, and has not been read since the deadline: not listed yet, or the watch is lost.
+    Awaited { why: String },
     /// The VM has a migration that has not ended, in this phase.
     Unfinished { phase: String },
     /// The VM's migration ended and the VM is not on the side that lost.
@@ -159,6 +161,9 @@ fn by_ledger(facts: &Facts) -> Option<Judgement> {
 fn by_kubevirt(facts: &Facts) -> Option<Judgement> {
     match &facts.kubevirt {
         KubeVirt::Unknown { .. } | KubeVirt::NoVm => None,
+        KubeVirt::Awaited { why } => {
+            Some(Judgement::Wait(format!("what KubeVirt says of the migration is not known: {why}")))
+        }
         KubeVirt::Unfinished { .. } => {
             Some(Judgement::Wait("KubeVirt is not done with the migration".to_owned()))
         }
@@ -255,7 +260,7 @@ impl Facts {
 /// All the facts, in the words of the person on call.
 fn describe(facts: &Facts) -> String {
     let kubevirt = match &facts.kubevirt {
-        KubeVirt::Unknown { why } => format!("unknown, {why}"),
+        KubeVirt::Unknown { why } | KubeVirt::Awaited { why } => format!("unknown, {why}"),
         KubeVirt::Unfinished { phase } => format!("unfinished, {phase}"),
         KubeVirt::Ended { how, .. } => format!("ended, {how}"),
         KubeVirt::NoVm => "no VM uses the volume".to_owned(),

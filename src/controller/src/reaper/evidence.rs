@@ -31,12 +31,12 @@ pub(crate) enum Standing {
     Present,
     /// The node is tainted out-of-service.
     OutOfService,
-    /// All nodes have been read, and it is not among them.
+    /// All nodes have been read, and it is not among them, though most others are.
     Deleted,
 }
 
-/// Where evidence comes from. Every question is answered at once from memory, while the ledger's state is held; what is old or was lost is unknown,
-/// never absent. Answers are those of this leader: what an earlier one heard is not among them.
+/// Where evidence comes from. Every question is answered at once from memory, while the ledger's state is held; what is
+/// old or was lost is unknown, never absent. Answers are those of this leader: what an earlier one heard is not among them.
 pub(crate) trait Evidence: Send + Sync + 'static {
     /// What the node's session says of the volume, which the ledger has in this state.
     fn seen(&self, state: &State, volume: &VolumeId, node: &NodeId) -> Seen;
@@ -48,7 +48,7 @@ pub(crate) trait Evidence: Send + Sync + 'static {
     fn kubevirt(&self, volume: &VolumeId, migration: &Migration) -> KubeVirt;
 
     /// What Kubernetes says of the node.
-    fn standing(&self, node: &NodeId) -> Standing;
+    fn standing(&self, state: &State, node: &NodeId) -> Standing;
 
     /// Has the sessions of these nodes look again, of more if that is simpler. Returns the asking's number, greater
     /// than all before in this process.

@@ -373,7 +373,7 @@ impl Hearing<'_> {
 
     fn node(&self, node: &NodeId) -> NodeFacts {
         NodeFacts {
-            standing: self.evidence.standing(node),
+            standing: self.evidence.standing(self.state, node),
             silence: self.silence(node),
             was_heard: self.evidence.silent_for(node).is_some(),
         }

@@ -10,23 +10,24 @@ use super::decide::{Facts, KubeVirt, Proof, Side, SideFacts, Sight, Verdict, dec
 ///
 /// - phase: A ctive, O verdue, R eaping
 /// - who is leaving: `-` nobody, s ource, t arget, b oth
-/// - KubeVirt: ? unknown, M igrating, s ource lost, t arget lost, n o VM
+/// - KubeVirt: ? nothing to say, w not read yet, M igrating, s ource lost, t arget lost, n o VM
 /// - sight of the source, sight of the target: ? unknown, a bsent, i dle, U sed
 /// - proof about the source, about the target: `-` none, o ut of service, d eleted
 const PHASES: &str = "AOR";
 const LEAVING: &str = "-stb";
-const KUBEVIRT: &str = "?Mstn";
+const KUBEVIRT: &str = "?wMstn";
 const SIGHTS: &str = "?aiU";
 const PROOFS: &str = "-od";
 
 /// The first row that matches says what is expected.
 #[rustfmt::skip]
-const ROWS: [(&str, Expected); 29] = [
+const ROWS: [(&str, Expected); 30] = [
     // Not overdue, or decided already, or leaving by itself.
     ("[AR].. .. ..",          Expected::Wait),
     ("O[stb]. .. ..",         Expected::Wait),
     // 1. KubeVirt.
     ("O-M .. ..",             Expected::Wait),
+    ("O-w .. ..",             Expected::Wait),
     ("O-s U. ..",             Expected::LeaveAlone),
     ("O-s .. ..",             Expected::Source),
     ("O-t .U ..",             Expected::LeaveAlone),
@@ -135,6 +136,7 @@ fn facts(letters: &str) -> Facts {
         },
         kubevirt: match kubevirt {
             '?' => KubeVirt::Unknown { why: "no Kubernetes".to_owned() },
+            'w' => KubeVirt::Awaited { why: "not listed yet".to_owned() },
             'M' => KubeVirt::Unfinished { phase: "Running".to_owned() },
             's' => ended(Side::Source),
             't' => ended(Side::Target),
@@ -173,7 +175,7 @@ fn every_combination_of_evidence_and_phase_has_its_decision() {
         let verdict = decide(&facts(&letters), 7);
         assert_eq!(outcome(&verdict), *expected, "{letters} by row {pattern:?}: {verdict:?}");
     }
-    assert_eq!(used.values().sum::<i32>(), 3 * 4 * 5 * 4 * 4 * 3 * 3);
+    assert_eq!(used.values().sum::<i32>(), 3 * 4 * 6 * 4 * 4 * 3 * 3);
     let unused: Vec<_> = (0..ROWS.len() - 1).filter(|number| !used.contains_key(number)).collect();
     assert!(unused.is_empty(), "rows {unused:?} decide nothing");
 }
@@ -193,6 +195,7 @@ fn no_decision_is_ever_one_of_these() {
         assert!(!side.leaving && !other.leaving, "{letters}: takes the last one, or one that leaves anyway");
         let unknown = |side: &SideFacts| matches!(side.sight, Sight::Unknown { .. });
         let told = matches!(facts.kubevirt, KubeVirt::Ended { .. }) || side.proof != Proof::None;
+        assert!(!matches!(facts.kubevirt, KubeVirt::Awaited { .. }), "{letters}: does not wait for KubeVirt");
         assert!(told || !(unknown(side) || unknown(other)), "{letters}: decides on what is not known");
         let connected_alone = side.sight == Sight::Idle && other.sight == Sight::Absent;
         let source = decision.stale == facts.migration.source;

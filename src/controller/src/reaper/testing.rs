@@ -177,7 +177,7 @@ impl Evidence for FakeEvidence {
         self.kubevirt.get(volume).cloned().unwrap_or_else(unknown)
     }
 
-    fn standing(&self, node: &NodeId) -> Standing {
+    fn standing(&self, _state: &State, node: &NodeId) -> Standing {
         self.standing.get(node).copied().unwrap_or(Standing::Present)
     }
 

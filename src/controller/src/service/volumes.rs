@@ -62,8 +62,17 @@ impl ControllerService {
         }
         let sights = self.leader.sights(id, &[], true, deadline).await;
         let sights = sights.map_err(|reason| status::no_quorum(&reason))?;
-        let connected = sights.into_iter().filter(|(_, told)| matches!(told, Told::Connected(_)));
-        let nodes: Vec<_> = connected.map(|(node, _)| node).collect();
+        let mut nodes = Vec::new();
+        for (node, told) in sights {
+            match told {
+                Told::Connected(_) => nodes.push(node),
+                Told::Absent => {}
+                Told::Unknown { why } => {
+                    let what = format!("volume {id} is not deleted: {node} may have it connected; {why}");
+                    return Err(Status::unavailable(what));
+                }
+            }
+        }
         if nodes.is_empty() { Ok(()) } else { Err(status::of_connected(id, &nodes)) }
     }
 

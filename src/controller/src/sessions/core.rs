@@ -157,6 +157,8 @@ pub(crate) struct Sessions {
     sessions: BTreeMap<NodeId, Session>,
     /// When each node was heard last, in this office.
     last_heard: BTreeMap<NodeId, Duration>,
+    /// The last words of those that have no session any more, as long as they are in `last_heard`.
+    lost: BTreeMap<NodeId, Content>,
     /// Where the ledger has something to cut, as of its last change.
     revoking: BTreeMap<NodeId, BTreeSet<VolumeId>>,
 }
@@ -223,14 +225,19 @@ impl Sessions {
         }
     }
 
-    /// The nodes whose last word is that the volume is connected there, or about to be.
-    pub(crate) fn nodes_with(&self, volume: &VolumeId) -> Vec<NodeId> {
+    /// The nodes that may have the volume connected: whose last word says so, be their session lost; and for a while
+    /// after this replica took office, all that have not spoken yet.
+    pub(crate) fn nodes_with(&self, volume: &VolumeId, state: &State, now: Duration) -> BTreeSet<NodeId> {
         let has = |content: &Content| matches!(content.of(volume), Some(Entry::Connected(_)));
-        self.sessions
-            .iter()
-            .filter(|(_, session)| has(&session.content))
-            .map(|(node, _)| node.clone())
-            .collect()
+        let heard = self.sessions.iter().map(|(node, session)| (node, &session.content)).chain(&self.lost);
+        let mut nodes: BTreeSet<NodeId> =
+            heard.filter(|(_, content)| has(content)).map(|(node, _)| node.clone()).collect();
+        let since = self.office.as_ref().map(|office| now.saturating_sub(office.since));
+        if since.is_some_and(|since| since < SILENCE) {
+            let unheard = state.nodes().keys().filter(|node| !self.last_heard.contains_key(*node));
+            nodes.extend(unheard.cloned());
+        }
+        nodes
     }
 
     /// When the node was heard last; `None`: not in this office, or longer ago than [`LAST_HEARD_KEPT`].
@@ -251,6 +258,7 @@ impl Sessions {
     fn leave(&mut self) -> Vec<Effect> {
         self.office = None;
         self.last_heard.clear();
+        self.lost.clear();
         self.revoking.clear();
         let sessions = std::mem::take(&mut self.sessions);
         let close = |session: Session| Effect::Close { session: session.id, why: Refused::NotInOffice };
@@ -259,12 +267,14 @@ impl Sessions {
 
     fn forget(&mut self, session: SessionId, node: &NodeId, now: Duration) {
         if self.sessions.get(node).is_some_and(|known| known.id == session) {
-            self.sessions.remove(node);
+            let session = self.sessions.remove(node);
+            self.lost.extend(session.map(|session| (node.clone(), session.content)));
         }
         let sessions = &self.sessions;
         self.last_heard.retain(|node, heard| {
             sessions.contains_key(node) || now.saturating_sub(*heard) < LAST_HEARD_KEPT
         });
+        self.lost.retain(|node, _| self.last_heard.contains_key(node));
     }
 
     /// Takes a report in, if it may be believed.
@@ -314,6 +324,7 @@ impl Sessions {
             }
         }
         self.last_heard.insert(node.clone(), now);
+        self.lost.remove(node);
         Ok(effects)
     }
 

@@ -62,11 +62,12 @@ impl NodeSessions {
     ) -> Option<Vec<(NodeId, Told)>> {
         let office = self.in_office_since()?;
         let nodes = if nodes.is_empty() { self.nodes_with(volume) } else { nodes.to_vec() };
-        let is_connected = |node: &NodeId| matches!(self.sight(volume, node), Sight::Connected { .. });
+        // An absence may have ended since; of an unknown one nothing more is learnt.
+        let may_tell = |node: &NodeId| !matches!(self.sight(volume, node), Sight::Unknown { .. });
         // All are asked before one is waited for.
         let asked: Vec<_> = nodes
             .into_iter()
-            .map(|node| ((look_again && is_connected(&node)).then(|| self.ask([&node])), node))
+            .map(|node| ((look_again && may_tell(&node)).then(|| self.ask([&node])), node))
             .collect();
         let mut sights = Vec::new();
         for (number, node) in asked {

@@ -9,6 +9,7 @@ use proto::node::v1;
 use replica::{MonotonicClock, ProposeError, Replica, SystemClock};
 use state_machine::{Command, NodeId, Response, State, VolumeId};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -23,6 +24,10 @@ const ORDERS_QUEUED: usize = 16;
 const PROPOSALS_AT_ONCE: usize = 256;
 /// How long a proposal may take; a quorum that is away for longer hears the next report's.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked whether a quorum still follows.
+const QUORUM_LOOK: Duration = Duration::from_millis(500);
+/// After so many looks without one, this replica counts as leading no more: nodes are sent to another.
+const LOOKS_WITHOUT_QUORUM: u32 = 4;
 /// The least time between two looks at the whole ledger: under load one look serves many entries.
 const LEDGER_PAUSE: Duration = Duration::from_millis(20);
 
@@ -71,6 +76,9 @@ impl NodeSessions {
         let mut leadership = self.shared.replica.watch_leadership();
         let mut applied = self.shared.replica.watch_applied();
         leadership.mark_changed();
+        let mut looks = tokio::time::interval(QUORUM_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks_without_quorum = 0;
         loop {
             let event = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -79,6 +87,17 @@ impl NodeSessions {
                     match *leadership.borrow_and_update() {
                         Some(leadership) => Event::TookOffice { term: leadership.term },
                         None => Event::LeftOffice,
+                    }
+                }
+                _ = looks.tick() => {
+                    let leads = leadership.borrow().map(|leadership| leadership.term);
+                    looks_without_quorum =
+                        if self.shared.replica.status().quorum_ok { 0 } else { looks_without_quorum + 1 };
+                    match (leads, self.in_office_since()) {
+                        // Another may lead by now, whom the nodes would never find.
+                        (Some(_), Some(_)) if looks_without_quorum >= LOOKS_WITHOUT_QUORUM => Event::LeftOffice,
+                        (Some(term), None) if looks_without_quorum == 0 => Event::TookOffice { term },
+                        _ => continue,
                     }
                 }
                 changed = applied.changed(), if self.in_office_since().is_some() => {
@@ -134,9 +153,11 @@ impl NodeSessions {
         inner.core.sight(volume, node, state, self.shared.clock.elapsed())
     }
 
-    /// The nodes that report the volume as connected, or about to be.
+    /// The nodes that may have the volume connected, or be about to.
     pub(crate) fn nodes_with(&self, volume: &VolumeId) -> Vec<NodeId> {
-        self.lock().core.nodes_with(volume)
+        let now = self.shared.clock.elapsed();
+        let nodes = self.shared.replica.read_local(|state| self.lock().core.nodes_with(volume, state, now));
+        nodes.into_iter().collect()
     }
 
     /// Waits for a sight that rests on a look after [`NodeSessions::ask`] answered `number`, or for what is known at
@@ -212,8 +233,8 @@ impl NodeSessions {
                     let order = Ok(v1::LeaderOrder { number, cuts });
                     let sent = inner.outgoing.get_mut(&session).map(|sender| sender.try_send(order));
                     if let Some(Err(error)) = sent {
-                        tracing::warn!(session = session.0, %error, "a node takes no orders; its session ends");
-                        inner.outgoing.remove(&session);
+                        // Cuts are ordered again, and who waits for a look has a deadline; a dead line ends by itself.
+                        tracing::warn!(session = session.0, number, %error, "an order is lost");
                     }
                 }
                 Effect::Close { session, why } => {

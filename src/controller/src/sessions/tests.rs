@@ -73,6 +73,10 @@ impl Desk {
         desk
     }
 
+    fn nodes_with(&self) -> Vec<NodeId> {
+        self.core.nodes_with(&volume(), &self.state, self.now).into_iter().collect()
+    }
+
     fn apply(&mut self, command: Command) -> Response {
         self.state.apply(LedgerEntry { at: LedgerTime(0), command })
     }
@@ -211,18 +215,35 @@ fn a_volume_is_known_absent_or_unknown() {
         desk.says(1, "a", 0, &[report]);
         let Sight::Connected { used, .. } = desk.sight("a") else { panic!("{:?}", desk.sight("a")) };
         assert_eq!(used, expected);
-        assert_eq!(desk.core.nodes_with(&volume()), [node("a")]);
+        assert_eq!(desk.nodes_with(), [node("a"), node("b")], "b has not spoken");
     }
     desk.says(1, "a", 0, &[VolumeReport { unseen: "no sysfs".to_owned(), ..seen(false, &[]) }]);
     desk.unknown("a", "no sysfs");
     let incomplete = NodeReport { incomplete: "no fabric".to_owned(), ..desk.report("a", 0, &[]) };
     desk.hear(1, incomplete);
     desk.unknown("a", "no fabric");
-    assert!(desk.core.nodes_with(&volume()).is_empty(), "nobody says that it is connected");
+    assert_eq!(desk.nodes_with(), [node("b")], "nobody says that it is connected");
 
     desk.says(1, "a", 0, &[]);
     desk.step(Event::Ended { session: SessionId(1), node: node("a") });
     desk.unknown("a", "no session");
+}
+
+#[test]
+fn who_may_have_a_volume_connected_is_not_forgotten_with_the_session() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.nodes_with(), [node("a"), node("b")], "a new leader knows nothing of them");
+    desk.says(1, "a", 0, &[held()]);
+    desk.says(2, "b", 0, &[]);
+    desk.step(Event::Ended { session: SessionId(1), node: node("a") });
+    assert_eq!(desk.nodes_with(), [node("a")]);
+    desk.says(3, "a", 0, &[]);
+    assert_eq!(desk.nodes_with(), []);
+    desk.step(Event::LeftOffice);
+    desk.step(Event::TookOffice { term: TERM + 1 });
+    assert_eq!(desk.nodes_with(), [node("a"), node("b")]);
+    desk.now += SILENCE;
+    assert_eq!(desk.nodes_with(), [], "who is silent for so long is not waited for");
 }
 
 #[test]

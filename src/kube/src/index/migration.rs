@@ -75,7 +75,7 @@ impl Index {
 
     /// What became of the migration of the volume's VM from `source` to `target`. Absent: no VMI uses the volume.
     ///
-    /// Only facts that were listed at or after `newer_than` count: a connection that died silently is noticed late,
+    /// Only facts that were listed at or after `newer_than` count, but for an unfinished migration: a connection that died silently is noticed late,
     /// and what is decided on this cannot be undone. See [`Observer::refresh`](crate::Observer::refresh).
     pub fn migration(
         &self,
@@ -113,6 +113,13 @@ impl Index {
         target: &NodeId,
         newer_than: Instant,
     ) -> Result<Option<MigrationSeen>, Why> {
+        // That it is not finished may be old: whoever believes it too long only waits.
+        if let Ok(Some(vmi)) = self.find_vmi(volume)
+            && let Ok(_) = self.vmims.current()
+            && let Some(vmim) = last_unfinished(&self.vmims, vmi)
+        {
+            return Ok(Some(MigrationSeen::Running { uid: vmim.uid.clone() }));
+        }
         match self.vmis.newer_than(newer_than) {
             Ok(_) => {}
             Err(Why::NotInstalled(_)) => return Ok(None),
@@ -120,9 +127,6 @@ impl Index {
         }
         let Some(vmi) = self.find_vmi(volume)? else { return Ok(None) };
         self.vmims.newer_than(newer_than)?;
-        if let Some(vmim) = last_unfinished(&self.vmims, vmi) {
-            return Ok(Some(MigrationSeen::Running { uid: vmim.uid.clone() }));
-        }
         // Those of a VMI that had the same name and is gone say nothing of this one.
         let last = of_vmi(&self.vmims, vmi).filter(|vmim| vmim.created_at_s >= vmi.created_at_s);
         agree(vmi, last.max_by_key(|vmim| vmim.created_at_s))?;

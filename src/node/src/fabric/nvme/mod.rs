@@ -384,7 +384,8 @@ impl Fabric for NvmeFabric {
                 }
                 Some(Err(_)) => foreign.extend(nqn),
                 None if nqn.is_none() && own => nameless.push(controller.name),
-                None => {}
+                // As in `see`: under the prefix of another time it would read as absent.
+                None => unclear.extend(nqn.as_deref().and_then(named_like_a_volume)),
             }
         }
         if nameless.len() <= connecting.len() {
@@ -402,6 +403,7 @@ impl Fabric for NvmeFabric {
                 Ok(Observed::Absent | Observed::WithoutDevice(_)) => None,
                 Err(error) => {
                     state = format!("{state}; {error}");
+                    connections.unclear.insert(volume.clone(), state.clone());
                     None
                 }
             };
@@ -410,6 +412,15 @@ impl Fabric for NvmeFabric {
         self.notice(&connections.foreign);
         Ok(connections)
     }
+}
+
+/// How the ids begin that the driver gives to volumes.
+const OWN_IDS: &str = "pvc-";
+
+/// The volume that an NQN under a foreign prefix is named like, if it is one of the ids that the driver gives.
+fn named_like_a_volume(nqn: &str) -> Option<(VolumeId, String)> {
+    let (_, name) = nqn.rsplit_once(':').filter(|(_, name)| name.starts_with(OWN_IDS))?;
+    Some((VolumeId::parse(name).ok()?, format!("{nqn} is connected, which is named like it")))
 }
 
 fn device_of(volume: &VolumeId, device: &BlockDevice) -> Device {

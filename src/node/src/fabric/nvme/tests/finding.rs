@@ -113,6 +113,10 @@ async fn what_was_connected_under_another_prefix_is_not_absent() {
     let other = format!("nqn.1999-01.com.example:{}", volume());
     add_controller(&setting.machine, "nvme2", &other, HOST, "live");
     setting.is_unknown(setting.fabric.find(&volume()).await, "set fabric.nqn_prefix to what it was");
+    let other = "pvc-00000000-0000-4000-8000-000000000001";
+    add_controller(&setting.machine, "nvme3", &format!("nqn.1999-01.com.example:{other}"), HOST, "live");
+    let unclear = setting.fabric.connections().await.unwrap().unclear;
+    assert!(unclear[&VolumeId::parse(other).unwrap()].contains("named like it"), "{unclear:?}");
 }
 
 #[tokio::test]
