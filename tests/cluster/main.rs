@@ -9,6 +9,7 @@
 //! - `wiped`: a replica loses its disk
 //! - `hand_over`: the leader is asked to leave
 //! - `roles`: who may call what
+//! - `migrations`: past their time, as the program's own scenarios tell it
 //! - `detach`: a person takes a volume from a node that is off
 //! - `metrics`: the table in the docs is what is served
 //! - `sessions`: what nodes have connected and hold, and how it is cut
@@ -20,6 +21,7 @@ mod executor;
 mod hand_over;
 mod input;
 mod metrics;
+mod migrations;
 mod program;
 mod quorum;
 mod restarts;

@@ -1,6 +1,6 @@
 //! Create, delete, expand: an intent goes into the ledger, the executor carries it out, we wait for it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use csi::{parse, status};
 use proto::csi::v1;
@@ -9,6 +9,11 @@ use tonic::Status;
 
 use super::ControllerService;
 use crate::sessions::Told;
+
+/// How long a deletion waits for nodes that may have the volume connected to say so, in ms.
+const NODES_WAIT_MS: u64 = 10_000;
+/// How often they are looked at meanwhile, in ms.
+const NODES_POLL_MS: u64 = 100;
 
 impl ControllerService {
     pub(super) async fn do_create_volume(
@@ -60,20 +65,29 @@ impl ControllerService {
         if !self.read(deadline, |state| state.volume(id).is_some_and(is_to_go)).await? {
             return Ok(());
         }
-        let sights = self.leader.sights(id, &[], true, deadline).await;
-        let sights = sights.map_err(|reason| status::no_quorum(&reason))?;
-        let mut nodes = Vec::new();
-        for (node, told) in sights {
-            match told {
-                Told::Connected(_) => nodes.push(node),
-                Told::Absent => {}
-                Told::Unknown { why } => {
-                    let what = format!("volume {id} is not deleted: {node} may have it connected; {why}");
-                    return Err(Status::unavailable(what));
+        let wait_until = deadline.min(Instant::now() + Duration::from_millis(NODES_WAIT_MS));
+        loop {
+            let sights = self.leader.sights(id, &[], true, wait_until).await;
+            let mut connected = Vec::new();
+            let mut unknown = None;
+            for (node, told) in sights.map_err(|reason| status::no_quorum(&reason))? {
+                match told {
+                    Told::Connected(_) => connected.push(node),
+                    Told::Absent => {}
+                    Told::Unknown { why } => unknown = Some((node, why)),
                 }
             }
+            if !connected.is_empty() {
+                return Err(status::of_connected(id, &connected));
+            }
+            let Some((node, why)) = unknown else { return Ok(()) };
+            if Instant::now() >= wait_until {
+                let what = format!("volume {id} is not deleted: {node} may have it connected; {why}");
+                return Err(Status::unavailable(what));
+            }
+            // After a change of leaders the nodes are on their way to the new one.
+            tokio::time::sleep(Duration::from_millis(NODES_POLL_MS)).await;
         }
-        if nodes.is_empty() { Ok(()) } else { Err(status::of_connected(id, &nodes)) }
     }
 
     pub(super) async fn do_expand_volume(

@@ -116,6 +116,8 @@ pub(crate) enum Refused {
 struct Office {
     term: u64,
     since: Duration,
+    /// The number of the last question to look again.
+    asked: Option<u64>,
 }
 
 struct Session {
@@ -169,7 +171,7 @@ impl Sessions {
         match event {
             Event::TookOffice { term } => {
                 let mut effects = self.leave();
-                self.office = Some(Office { term, since: now });
+                self.office = Some(Office { term, since: now, asked: None });
                 effects.extend(self.look_at_ledger(state, now));
                 effects
             }
@@ -196,6 +198,9 @@ impl Sessions {
     pub(crate) fn ask<'a>(&mut self, nodes: impl IntoIterator<Item = &'a NodeId>) -> (u64, Vec<Effect>) {
         self.number += 1;
         let number = self.number;
+        if let Some(office) = &mut self.office {
+            office.asked = Some(number);
+        }
         let sessions = nodes.into_iter().filter_map(|node| self.sessions.get(node));
         let order = |session: &Session| Effect::Order { session: session.id, number, cuts: Vec::new() };
         (number, sessions.map(order).collect())
@@ -286,9 +291,7 @@ impl Sessions {
         state: &State,
         now: Duration,
     ) -> Result<Vec<Effect>, Refused> {
-        if self.office.is_none() {
-            return Err(Refused::NotInOffice);
-        }
+        let asked = self.office.as_ref().ok_or(Refused::NotInOffice)?.asked;
         let registered = state.nodes().get(node).ok_or_else(|| Refused::NotRegistered(node.clone()))?;
         if registered.boot != report.boot {
             return Err(Refused::OtherBoot(node.clone()));
@@ -321,6 +324,8 @@ impl Sessions {
                 }
                 let session = Session { id, look, content, pursued: BTreeMap::new() };
                 self.sessions.insert(node.clone(), session);
+                // Whoever asked before it came, as a leader new in office does, waits for it too.
+                effects.extend(asked.map(|number| Effect::Order { session: id, number, cuts: Vec::new() }));
             }
         }
         self.last_heard.insert(node.clone(), now);

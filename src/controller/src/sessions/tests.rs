@@ -325,6 +325,20 @@ fn an_answer_is_told_by_its_echo() {
 }
 
 #[test]
+fn a_session_that_begins_after_the_question_is_asked_it_too() {
+    let mut desk = Desk::new();
+    assert_eq!(desk.says(1, "b", 0, &[]), [], "nobody asked");
+    let (number, _) = desk.core.ask([&node("a")]);
+    assert_eq!(desk.says(2, "a", 0, &[]), [order(2, number, &[])]);
+    assert!(!desk.sight("a").is_settled(number), "the first look is older than that");
+    assert_eq!(desk.says(2, "a", number, &[]), []);
+    assert!(desk.sight("a").is_settled(number));
+    // The next office has asked nobody yet.
+    desk.step(Event::TookOffice { term: TERM + 1 });
+    assert_eq!(desk.says(3, "a", 0, &[]), []);
+}
+
+#[test]
 fn who_may_begin_a_session() {
     let mut desk = Desk::new();
     assert_eq!(desk.says(1, "z", 0, &[]), close(1, Refused::NotRegistered(node("z"))));

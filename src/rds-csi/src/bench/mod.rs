@@ -8,6 +8,7 @@ mod cluster;
 mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod reap;
 mod samples;
 mod sessions;
 
@@ -28,14 +29,12 @@ use samples::Samples;
     args_conflicts_with_subcommands = true,
     after_long_help = "Examples:
   cargo run --release -- bench
+  cargo run --release -- bench reap
   cargo run --release -- bench --kills 100
   cargo run --release -- bench sessions
   cargo run --release --features etcd -- bench --etcd http://127.0.0.1:2379"
 )]
 pub struct BenchArguments {
-    /// Something else to measure.
-    #[command(subcommand)]
-    other: Option<Other>,
     /// How long each row of publishes and reads is measured, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
@@ -49,11 +48,15 @@ pub struct BenchArguments {
     #[cfg(feature = "etcd")]
     #[arg(long, value_name = "ENDPOINT,...", value_delimiter = ',')]
     etcd: Vec<String>,
+    #[command(subcommand)]
+    only: Option<Only>,
 }
 
-/// Measurements of their own.
+/// What is measured by itself, as it takes minutes.
 #[derive(Debug, Subcommand)]
-enum Other {
+enum Only {
+    /// How long after its deadline a migration's stale side is gone, with the leader killed at the deadline
+    Reap(reap::ReapArguments),
     Sessions(sessions::SessionsArguments),
 }
 
@@ -62,14 +65,15 @@ const CLIENTS: [usize; 2] = [1, 64];
 
 /// Runs all measurements and prints the table.
 pub async fn run(arguments: BenchArguments, stop: CancellationToken) -> Result<(), Failure> {
-    let measured = async {
-        match &arguments.other {
+    let work = async {
+        match &arguments.only {
+            Some(Only::Reap(reaps)) => reap::measure(reaps).await,
+            Some(Only::Sessions(sessions)) => sessions::measure(sessions).await,
             None => measure(&arguments).await,
-            Some(Other::Sessions(sessions)) => sessions::measure(sessions).await,
         }
     };
     tokio::select! {
-        outcome = measured => Ok(outcome?),
+        outcome = work => Ok(outcome?),
         // Dropping the measurement ends its processes.
         () = stop.cancelled() => Err(anyhow::anyhow!("interrupted").into()),
     }

@@ -331,7 +331,12 @@ impl Cluster {
 
 async fn stop_group(mut group: Vec<Process>) -> Vec<(String, anyhow::Result<ExitStatus>)> {
     group.retain_mut(|process| process.pid().is_some());
-    let signalled: Vec<_> = group.iter_mut().map(|process| process.signal(Signal::TERM)).collect();
+    // One that was suspended has to run to end.
+    let end = |process: &mut Process| {
+        process.signal(Signal::CONT)?;
+        process.signal(Signal::TERM)
+    };
+    let signalled: Vec<_> = group.iter_mut().map(end).collect();
     let mut outcomes = Vec::new();
     for (process, signalled) in group.iter_mut().zip(signalled) {
         let outcome = match signalled {

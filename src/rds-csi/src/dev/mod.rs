@@ -6,7 +6,9 @@
 mod clients;
 mod cluster;
 mod elsewhere;
+mod fake_devices;
 mod files;
+mod http;
 mod layout;
 mod overview;
 mod ports;
@@ -40,6 +42,8 @@ const WATCH_INTERVAL_MS: u64 = 250;
   rds-csi dev                                   two nodes; prints what runs where; Ctrl-C ends it
   rds-csi dev --data-dir /tmp/rds               the same cluster comes back at the next start
   rds-csi dev --scenario migration-failover     plays a story, exit status 0 if every check held
+  rds-csi dev --scenario stale-migration        one that is past its time: reaped once, across two leaders' deaths
+  rds-csi dev --scenario slow-migration         one that is past its time and in use: left alone, and reported
   rds-csi dev --scenario migration-failover --json
 
 While it runs, in another terminal:
@@ -101,6 +105,12 @@ impl DevArguments {
         }
         if let (Some(_), Some(1)) = (self.scenario, self.controllers) {
             mistakes.push("--controllers 1: a scenario that kills a controller needs three".to_owned());
+        }
+        if let (Some(Fabric::Loop), Some(Scenario::StaleMigration | Scenario::SlowMigration)) =
+            (self.fabric, self.scenario)
+        {
+            mistakes
+                .push("--fabric loop: the scenario's processes open devices of the fake fabric".to_owned());
         }
         if !mistakes.is_empty() {
             return Err(Failure::Usage(mistakes));
@@ -174,5 +184,6 @@ mod tests {
         let few = parse(&["--scenario", "migration-failover", "--nodes", "2", "--controllers", "1"]);
         let Err(Failure::Usage(mistakes)) = few.builder(None) else { panic!("accepted") };
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(parse(&["--scenario", "stale-migration", "--fabric", "loop"]).builder(None).is_err());
     }
 }

@@ -4,14 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::http;
+
 /// How long one question may take, in ms.
 const QUESTION_TIMEOUT_MS: u64 = 1_000;
-/// Largest answer that is read, in bytes; its first line is enough.
-const MAX_ANSWER_BYTES: u64 = 4_096;
 
 /// How a process shows that it is ready.
 #[derive(Debug, Clone, Copy)]
@@ -39,22 +38,16 @@ impl Probe {
 }
 
 async fn is_ready(address: SocketAddr) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(address).await.context("it does not serve /readyz yet")?;
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.context("cannot ask /readyz")?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await.context("cannot read /readyz's answer")?;
-    let answer = String::from_utf8_lossy(&answer);
-    if answer.starts_with("HTTP/1.1 200 ") {
+    let page = http::get(address, "/readyz").await?;
+    if page.status.starts_with("HTTP/1.1 200 ") {
         return Ok(());
     }
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
-    let status = answer.lines().next().unwrap_or("no answer");
-    bail!("/readyz says {status:?}: {body}")
+    bail!("/readyz says {:?}: {}", page.status, page.body.trim())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;

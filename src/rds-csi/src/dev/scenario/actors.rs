@@ -131,6 +131,13 @@ impl Actors {
         Ok(target)
     }
 
+    /// What kubelet does when the pod has ended, and it then dies: unpublish only.
+    pub(crate) async fn leave_staged(&self, disk: &Disk, node: &str) -> anyhow::Result<()> {
+        let request = requests::node_unpublish(&disk.volume, &self.target(disk, node));
+        let answer = self.cluster.csi_node(node)?.node_unpublish_volume(within(call_limit(), request)).await;
+        Answer(answer).ok("NodeUnpublishVolume").map(discard)
+    }
+
     fn kubelet_directory(&self, node: &str) -> PathBuf {
         self.cluster.directory().join("kubelet").join(node)
     }
@@ -149,6 +156,13 @@ impl Actors {
             within(call_limit(), GetVolumeRequest { id: disk.volume.clone(), ..Default::default() });
         let answer = self.cluster.operator(through)?.get_volume(request).await;
         Ok(Answer(answer.map(Response::into_inner)))
+    }
+
+    /// The volume with its history, read linearizably through `through`.
+    pub(crate) async fn history(&self, through: &str, disk: &Disk) -> anyhow::Result<Volume> {
+        let request = GetVolumeRequest { id: disk.volume.clone(), with_history: true };
+        let answer = self.cluster.operator(through)?.get_volume(within(call_limit(), request)).await;
+        Answer(answer.map(Response::into_inner)).ok("GetVolume")
     }
 
     /// The volume's migrations in the ledger, read linearizably through `through`.

@@ -66,7 +66,7 @@ pub(crate) async fn kill_the_leader(
         .await
 }
 
-async fn first_read(
+pub(crate) async fn first_read(
     reader: &mut OperatorClient<Channel>,
     disk: &Disk,
     killed_at: Instant,
@@ -127,11 +127,11 @@ pub(crate) async fn nothing_is_forgotten(
 pub(crate) async fn the_killed_one_returns(
     timeline: &mut Timeline,
     actors: &mut Actors,
-    failover: &Failover,
+    killed: &Leader,
 ) -> Result<(), Stopped> {
     timeline
         .step("start the killed replica again: it catches up", async |step| {
-            let name = &failover.killed.name;
+            let name = &killed.name;
             let leader = actors.cluster.leader(call_limit()).await?;
             let goal = actors.cluster.status(&leader.name).await?.applied_index.unwrap_or(0);
             let started_at = Instant::now();
@@ -141,7 +141,7 @@ pub(crate) async fn the_killed_one_returns(
             });
             let status = caught_up.await?;
             step.measure("from its start until it had caught up", started_at.elapsed());
-            step.equal("its id is the one before", failover.killed.id, status.responder_id);
+            step.equal("its id is the one before", killed.id, status.responder_id);
             let is_voter = status.replicas.iter().any(|one| one.id == status.responder_id && one.voter);
             step.equal("it votes", true, is_voter);
             let all = same_everywhere(actors).await?;

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use backend::{Backend, Presence};
+use proto::csi::v1::CreateVolumeRequest;
 use state_machine::{AppliancePath, VolumeId};
 use uuid::Uuid;
 
@@ -12,14 +13,21 @@ use crate::dev::requests::{self, within};
 /// The disk's size, in bytes: 10 GiB.
 const SIZE_BYTES: i64 = 10 << 30;
 
-/// A new RWX block volume.
-pub(crate) async fn create(timeline: &mut Timeline, actors: &Actors) -> Result<Disk, Stopped> {
+/// A new RWX block volume of a class with these parameters.
+pub(crate) async fn create(
+    timeline: &mut Timeline,
+    actors: &Actors,
+    class: &[(&str, &str)],
+) -> Result<Disk, Stopped> {
     timeline
         .step("create an RWX block volume of 10 GiB", async |step| {
             let disks_before = actors.disks_on_appliance().await?;
             let name = format!("pvc-{}", Uuid::new_v4());
             let through = first_controller(actors)?;
-            let request = within(call_limit(), requests::create(&name, SIZE_BYTES));
+            let parameters =
+                class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let request = CreateVolumeRequest { parameters, ..requests::create(&name, SIZE_BYTES) };
+            let request = within(call_limit(), request);
             let answer = Answer(actors.cluster.csi_controller(&through)?.create_volume(request).await);
             step.equal(format!("CreateVolume through {through}"), "OK", answer.words());
             let volume = answer.ok("CreateVolume")?.into_inner().volume.context("no volume in the answer")?;
@@ -137,7 +145,7 @@ pub(crate) async fn source_leaves(
         .await
 }
 
-async fn detach(
+pub(crate) async fn detach(
     step: &mut Step,
     actors: &Actors,
     disk: &Disk,
@@ -205,6 +213,6 @@ pub(crate) async fn end_everything(timeline: &mut Timeline, actors: Actors) -> R
         .await
 }
 
-fn first_controller(actors: &Actors) -> anyhow::Result<String> {
+pub(crate) fn first_controller(actors: &Actors) -> anyhow::Result<String> {
     actors.cluster.controllers().into_iter().next().context("there is no controller")
 }

@@ -1,9 +1,18 @@
 //! Stories that are played on a cluster of real processes. Each step is timed, each claim is checked against what
 //! was answered, and the exit status is 0 only if every check held.
+//!
+//! - `migration`, `failover`: a migration that ends well, while the leader dies in the middle
+//! - `stale`: one that is past its time, and one side is not in use any more: it is reaped
+//! - `slow`: one that is past its time and in use on both sides: it is left alone
+//! - `overdue`: what the last two have in common
+//! - `actors`, `timeline`: who acts, and what is recorded
 
 mod actors;
 mod failover;
 mod migration;
+mod overdue;
+mod slow;
+mod stale;
 mod timeline;
 
 use clap::ValueEnum;
@@ -18,19 +27,34 @@ use timeline::{Stopped, Timeline};
 pub enum Scenario {
     /// A VM's disk migrates between two nodes; the leading controller is killed in the middle.
     MigrationFailover,
+    /// A migration outlives its timeout, its source is left behind: reaped once, though the leader is killed at the
+    /// deadline and again during the reap.
+    StaleMigration,
+    /// A migration outlives its timeout three times over, both sides in use: reported and left alone.
+    SlowMigration,
 }
 
 impl Scenario {
     /// How many nodes it needs.
     pub(crate) fn nodes(self) -> u32 {
         match self {
-            Self::MigrationFailover => 3,
+            Self::MigrationFailover | Self::StaleMigration | Self::SlowMigration => 3,
         }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::MigrationFailover => "migration-failover",
+            Self::StaleMigration => "stale-migration",
+            Self::SlowMigration => "slow-migration",
+        }
+    }
+
+    async fn tell(self, timeline: &mut Timeline, actors: &mut Actors) -> Result<(), Stopped> {
+        match self {
+            Self::MigrationFailover => migration_failover(timeline, actors).await,
+            Self::StaleMigration => stale::tell(timeline, actors).await,
+            Self::SlowMigration => slow::tell(timeline, actors).await,
         }
     }
 }
@@ -39,9 +63,7 @@ impl Scenario {
 pub(crate) async fn play(scenario: Scenario, builder: ClusterBuilder, json: bool) -> Result<(), Failure> {
     let mut timeline = Timeline::new(scenario.name(), !json);
     // A story that stopped has recorded why.
-    let _stopped = match scenario {
-        Scenario::MigrationFailover => migration_failover(&mut timeline, builder).await,
-    };
+    let _stopped = play_on(scenario, &mut timeline, builder).await;
     if json {
         let text = serde_json::to_string_pretty(&timeline.report())
             .map_err(|error| anyhow::Error::new(error).context("cannot print the report"))?;
@@ -55,13 +77,17 @@ pub(crate) async fn play(scenario: Scenario, builder: ClusterBuilder, json: bool
     }
 }
 
-async fn migration_failover(timeline: &mut Timeline, builder: ClusterBuilder) -> Result<(), Stopped> {
+async fn play_on(
+    scenario: Scenario,
+    timeline: &mut Timeline,
+    builder: ClusterBuilder,
+) -> Result<(), Stopped> {
     let mut actors = timeline
         .step("start the simulated appliance, controllers and nodes", async |step| {
             Actors::start(builder, step).await
         })
         .await?;
-    let told = tell(timeline, &mut actors).await;
+    let told = scenario.tell(timeline, &mut actors).await;
     if told.is_err() {
         actors.explain();
     }
@@ -69,8 +95,8 @@ async fn migration_failover(timeline: &mut Timeline, builder: ClusterBuilder) ->
     told.and(ended)
 }
 
-async fn tell(timeline: &mut Timeline, actors: &mut Actors) -> Result<(), Stopped> {
-    let mut disk = migration::create(timeline, actors).await?;
+async fn migration_failover(timeline: &mut Timeline, actors: &mut Actors) -> Result<(), Stopped> {
+    let mut disk = migration::create(timeline, actors, &[]).await?;
     migration::attach_source(timeline, actors, &mut disk).await?;
     migration::attach_target(timeline, actors, &mut disk).await?;
     let every_controller = actors.cluster.controllers();
@@ -79,7 +105,7 @@ async fn tell(timeline: &mut Timeline, actors: &mut Actors) -> Result<(), Stoppe
     migration::third_node_is_refused(timeline, actors, &disk, &failover.survivors).await?;
     failover::nothing_is_forgotten(timeline, actors, &disk, &failover).await?;
     migration::source_leaves(timeline, actors, &disk, &failover.survivors[0]).await?;
-    failover::the_killed_one_returns(timeline, actors, &failover).await?;
+    failover::the_killed_one_returns(timeline, actors, &failover.killed).await?;
     // Through the replica that was away: it must know everything again.
     migration::clean_up(timeline, actors, &disk, &failover.killed.name).await
 }

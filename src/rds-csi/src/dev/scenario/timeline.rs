@@ -27,6 +27,8 @@ pub(crate) struct Step {
     took_ms: u64,
     checks: Vec<Check>,
     measured_ms: BTreeMap<String, f64>,
+    /// What was told by others: the ledger's account, lines of logs.
+    told: Vec<String>,
 }
 
 /// One claim, and what the answers said.
@@ -68,6 +70,7 @@ impl Timeline {
             took_ms: 0,
             checks: Vec::new(),
             measured_ms: BTreeMap::new(),
+            told: Vec::new(),
         };
         let outcome = play(&mut step).await;
         step.took_ms = whole_ms(began.elapsed());
@@ -132,6 +135,11 @@ impl Step {
         self.measured_ms.insert(what.into(), (time.as_secs_f64() * 10_000.0).round() / 10.0);
     }
 
+    /// Records what others told.
+    pub(crate) fn tell(&mut self, line: impl Into<String>) {
+        self.told.push(line.into());
+    }
+
     fn render(&self) -> String {
         let mut text = format!("{:>7} ms  {}  ({} ms)\n", self.at_ms, self.name, self.took_ms);
         for check in &self.checks {
@@ -140,6 +148,9 @@ impl Step {
                 true => format!("              ok      {what}: {came}\n"),
                 false => format!("              FAILED  {what}: expected {expected}, came {came}\n"),
             };
+        }
+        for line in &self.told {
+            text += &format!("              told    {line}\n");
         }
         for (what, ms) in &self.measured_ms {
             text += &format!("              time    {what}: {ms} ms\n");
