@@ -54,6 +54,6 @@ pub(crate) trait Evidence: Send + Sync + 'static {
     /// than all before in this process.
     fn ask_again(&self, nodes: &BTreeSet<NodeId>) -> u64;
 
-    /// Wakes when any answer may have become another. Its sender lives as long as the evidence.
+    /// Wakes when an answer may have become another soon. Its sender lives as long as the evidence.
     fn watch(&self) -> watch::Receiver<u64>;
 }

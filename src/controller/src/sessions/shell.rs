@@ -8,7 +8,7 @@ use futures::channel::mpsc;
 use proto::node::v1;
 use replica::{MonotonicClock, ProposeError, Replica, SystemClock};
 use state_machine::{Command, NodeId, Response, State, VolumeId};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -48,6 +48,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Wakes at each report, for those who wait for one.
     heard: Notify,
+    /// How many reports there were.
+    reports: watch::Sender<u64>,
     proposals: Arc<Semaphore>,
 }
 
@@ -66,6 +68,7 @@ impl NodeSessions {
             metrics,
             inner: Mutex::default(),
             heard: Notify::new(),
+            reports: watch::Sender::new(0),
             proposals: Arc::new(Semaphore::new(PROPOSALS_AT_ONCE)),
         };
         Self { shared: Arc::new(shared) }
@@ -133,6 +136,7 @@ impl NodeSessions {
         self.shared.metrics.session_report();
         self.step(Event::Heard { session, node: node.clone(), report });
         self.shared.heard.notify_waiters();
+        self.shared.reports.send_modify(|reports| *reports += 1);
     }
 
     /// The session is over.
@@ -140,6 +144,11 @@ impl NodeSessions {
         self.step(Event::Ended { session, node: node.clone() });
         self.lock().outgoing.remove(&session);
         self.shared.heard.notify_waiters();
+    }
+
+    /// Changes with each report.
+    pub(crate) fn watch_reports(&self) -> watch::Receiver<u64> {
+        self.shared.reports.subscribe()
     }
 
     /// What is known of the volume on the node.
