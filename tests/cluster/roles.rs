@@ -111,7 +111,7 @@ fn describe(node: &str) -> DescribeVolumesRequest {
 
 fn session(node: &str) -> impl tokio_stream::Stream<Item = NodeReport> + use<> {
     let report =
-        NodeReport { node_id: node.to_owned(), boot_id: "another boot".to_owned(), ..Default::default() };
+        NodeReport { node_id: node.to_owned(), boot_id: "another-boot".to_owned(), ..Default::default() };
     tokio_stream::iter([report])
 }
 
