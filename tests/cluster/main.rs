@@ -13,6 +13,8 @@
 //! - `detach`: a person takes a volume from a node that is off
 //! - `metrics`: the table in the docs is what is served
 //! - `sessions`: what nodes have connected and hold, and how it is cut
+//! - `kubernetes`: what pods, VMs and migrations decide, and the events on claims; the API server is simulated
+//! - `off`: nodes that Kubernetes says are off
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
 mod appliance;
@@ -20,8 +22,10 @@ mod detach;
 mod executor;
 mod hand_over;
 mod input;
+mod kubernetes;
 mod metrics;
 mod migrations;
+mod off;
 mod program;
 mod quorum;
 mod restarts;

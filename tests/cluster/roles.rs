@@ -1,10 +1,12 @@
-//! Who may call what, on the port that peers, nodes and operators share: everything is called as everybody.
+//! Who may call what, on the port that peers, nodes and operators share: everything is called as everybody, with
+//! certificates and with tokens, which a simulated API server reviews.
 
+use std::fs;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use proto::leader::v1::SightsRequest;
 use proto::leader::v1::leader_client::LeaderClient;
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
@@ -22,11 +24,17 @@ use proto::peer::v1::{
     AdoptRequest, ChangeMembershipRequest, IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage,
     ReadIndexRequest, SnapshotPart,
 };
-use rds_csi::certificates::{Authority, Owner};
-use tests::requests::within;
+use rds_csi::certificates::{Authority, CertificateFiles, Owner};
+use tests::kubernetes::objects::reviewed;
+use tests::kubernetes::{SimulatedApiServer, watch_simulated};
+use tests::requests::{eventually, within};
 use tests::{Lab, tls_channel};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
+
+use crate::sessions::wait_for_metric;
 
 /// What each caller gives the driver, in milliseconds. Enough for an answer; some that are let in wait longer.
 const LIMIT_MS: u64 = 2_000;
@@ -51,10 +59,26 @@ enum Role {
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
+/// Shows a token with each call.
+#[derive(Debug, Clone)]
+struct Token(Option<&'static str>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = self.0 {
+            let value = format!("Bearer {token}").parse().map_err(|_| Status::internal("no token"))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+type Line = InterceptedService<Channel, Token>;
+
 struct Call {
     rpc: &'static str,
     allowed: Role,
-    send: fn(Channel) -> Answer,
+    send: fn(Line) -> Answer,
 }
 
 /// A row of the table: an RPC, whose it is, and how it is called. What is sent is harmless or nonsense, so that
@@ -64,10 +88,8 @@ macro_rules! call {
         Call {
             rpc: concat!(stringify!($client), "::", stringify!($method)),
             allowed: Role::$allowed,
-            send: |channel| {
-                Box::pin(
-                    async move { $client::new(channel).$method(within(LIMIT, $message)).await.map(drop) },
-                )
+            send: |line| {
+                Box::pin(async move { $client::new(line).$method(within(LIMIT, $message)).await.map(drop) })
             },
         }
     };
@@ -162,6 +184,18 @@ fn calls() -> Vec<Call> {
     ]
 }
 
+/// A line to a controller, as whoever the files and the token say.
+fn line(
+    lab: &Lab,
+    name: &str,
+    files: Option<&CertificateFiles>,
+    token: Option<&'static str>,
+) -> Result<Line> {
+    let authority = Authority::open_or_create(&lab.certificates())?.certificate();
+    let channel = tls_channel(&lab.address(name)?, &authority, files)?;
+    Ok(InterceptedService::new(channel, Token(token)))
+}
+
 /// Whether the answer came from behind the door: of the service, not of TLS or of its guard.
 fn is_let_in(answer: &Result<(), Status>) -> bool {
     match answer {
@@ -188,9 +222,9 @@ async fn every_rpc_takes_calls_of_its_own_role_only() -> Result<()> {
         ];
         for name in [lab.leader_name().await?, lab.follower_name().await?] {
             for (role, files) in &callers {
-                let channel = tls_channel(&lab.address(&name)?, &authority.certificate(), Some(files))?;
+                let line = line(lab, &name, Some(files), None)?;
                 for call in calls() {
-                    let answer = (call.send)(channel.clone()).await;
+                    let answer = (call.send)(line.clone()).await;
                     let right = if *role == call.allowed { is_let_in(&answer) } else { is_refused(&answer) };
                     ensure!(right, "{} by a {role:?} at {name}: {answer:?}", call.rpc);
                 }
@@ -223,9 +257,139 @@ async fn another_authority_and_no_certificate_at_all_stay_outside() -> Result<()
             for call in calls() {
                 // A connection for each: TLS refuses them one by one.
                 let channel = tls_channel(&address, &authority, files.as_ref())?;
-                let answer = (call.send)(channel).await;
+                let answer = (call.send)(InterceptedService::new(channel, Token(None))).await;
                 ensure!(answer.is_err() && !is_let_in(&answer), "{} by {files:?}: {answer:?}", call.rpc);
             }
+        }
+        Ok(())
+    })
+    .await
+}
+
+const AUDIENCE: &str = "rds-csi-controller";
+const NODE_TOKENS: &str = r#"node_tokens = { audience = "rds-csi-controller", namespace = "storage", service_account = "rds-csi-node" }"#;
+
+/// Tokens, and what the simulated API server says of them.
+const OWN: &str = "token-of-node-a";
+const EXPIRED: &str = "token-that-expired";
+const OTHER_ACCOUNT: &str = "token-of-another-account";
+const OTHER_NAMESPACE: &str = "token-of-the-same-name-elsewhere";
+const OTHER_AUDIENCE: &str = "token-for-somebody-else";
+
+async fn token_server() -> Result<SimulatedApiServer> {
+    let server = SimulatedApiServer::start([]).await?;
+    for (token, namespace, account, audience) in [
+        (OWN, "storage", "rds-csi-node", AUDIENCE),
+        (OTHER_ACCOUNT, "storage", "default", AUDIENCE),
+        (OTHER_NAMESPACE, "default", "rds-csi-node", AUDIENCE),
+        (OTHER_AUDIENCE, "storage", "rds-csi-node", "https://kubernetes.default.svc"),
+    ] {
+        server.review(token, Some(reviewed(namespace, account, audience, OWN_NODE)));
+    }
+    Ok(server)
+}
+
+/// What a caller without a certificate is answered; `None`: it is let in.
+fn answer_to(token: Option<&str>, call: &Call) -> Option<Code> {
+    let is_for_nodes = call.rpc.starts_with("NodeGateway");
+    match token {
+        Some(OWN) if call.allowed == Role::Node => None,
+        Some(OWN | OTHER_ACCOUNT | OTHER_NAMESPACE) if is_for_nodes => Some(Code::PermissionDenied),
+        Some(_) | None => Some(Code::Unauthenticated),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_speaks_for_its_node_only_and_for_nothing_else() -> Result<()> {
+    Lab::tell(async |lab| {
+        let server = token_server().await?;
+        watch_simulated(lab, &server, NODE_TOKENS).await?;
+        let authority = Authority::open_or_create(&lab.certificates())?;
+        let certified = [
+            (Role::Replica, authority.files(&Owner::Replica(REPLICA.to_owned()), REPLICA)?),
+            (Role::Node, authority.files(&Owner::Node(OWN_NODE.to_owned()), OWN_NODE)?),
+            (Role::Operator, authority.files(&Owner::Operator("tester".to_owned()), "tester")?),
+        ];
+        for name in [lab.leader_name().await?, lab.follower_name().await?] {
+            let tokens = [OWN, EXPIRED, OTHER_ACCOUNT, OTHER_NAMESPACE, OTHER_AUDIENCE].map(Some);
+            for token in tokens.into_iter().chain([None, Some("")]) {
+                let line = line(lab, &name, None, token)?;
+                for call in calls() {
+                    let answer = (call.send)(line.clone()).await;
+                    let expected = answer_to(token, &call);
+                    let right = match expected {
+                        None => is_let_in(&answer),
+                        Some(code) => answer.as_ref().is_err_and(|status| status.code() == code),
+                    };
+                    ensure!(right, "{} with {token:?} at {name}: {answer:?}, not {expected:?}", call.rpc);
+                }
+            }
+            // A certificate counts, whatever token is beside it.
+            for (role, files) in &certified {
+                let line = line(lab, &name, Some(files), Some(OWN))?;
+                for call in calls() {
+                    let answer = (call.send)(line.clone()).await;
+                    let right = if *role == call.allowed { is_let_in(&answer) } else { is_refused(&answer) };
+                    ensure!(right, "{} by a {role:?} with a token at {name}: {answer:?}", call.rpc);
+                }
+            }
+        }
+
+        server.set_away(true);
+        let line = line(lab, &lab.leader_name().await?, None, Some("token-not-seen-before"))?;
+        for call in calls().into_iter().filter(|call| call.rpc.starts_with("NodeGateway")) {
+            let answer = (call.send)(line.clone()).await;
+            let is_unknown = |status: &Status| {
+                status.code() == Code::Unavailable && status.message().contains("cannot be checked now")
+            };
+            ensure!(answer.as_ref().is_err_and(is_unknown), "{} in an outage: {answer:?}", call.rpc);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Has the node show the token in `file` from its next start on, in place of its certificate.
+fn show_token(lab: &Lab, file: &std::path::Path) -> Result<()> {
+    let settings = lab.config_path(OWN_NODE);
+    let mut node: toml::Table = fs::read_to_string(&settings)?.parse()?;
+    let tls = node.get_mut("tls").and_then(toml::Value::as_table_mut).context("[tls]")?;
+    tls.retain(|key, _| key == "ca");
+    tls.insert("token_file".to_owned(), file.display().to_string().into());
+    Ok(fs::write(settings, toml::to_string(&node)?)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_plugin_needs_no_certificate_and_shows_the_token_of_now() -> Result<()> {
+    const NEXT: &str = "next-token-of-node-a";
+    Lab::tell(async |lab| {
+        let server = token_server().await?;
+        lab.terminate(OWN_NODE).await?;
+        let file = lab.directory().join("token");
+        fs::write(&file, OWN)?;
+        show_token(lab, &file)?;
+        watch_simulated(lab, &server, NODE_TOKENS).await?;
+        lab.start_again(OWN_NODE).await?;
+        wait_for_metric(lab, &lab.leader_name().await?, "rds_csi_sessions_active 2").await?;
+
+        // Renewed, as kubelet does; the first one is over.
+        fs::write(&file, NEXT)?;
+        server.review(NEXT, Some(reviewed("storage", "rds-csi-node", AUDIENCE, OWN_NODE)));
+        server.review(OWN, None);
+        let leader = lab.leader_name().await?;
+        lab.kill(&leader)?;
+        eventually("the next leader", async || {
+            ensure!(lab.leader_name().await? != leader, "still {leader}");
+            Ok(())
+        })
+        .await?;
+        lab.start_again(&leader).await?;
+        wait_for_metric(lab, &lab.leader_name().await?, "rds_csi_sessions_active 2").await?;
+        ensure!(server.reviewed() > 1, "nobody asked about the next token");
+
+        for name in lab.controllers().into_iter().chain(lab.nodes()) {
+            let log = fs::read_to_string(lab.log_path(&name))?;
+            ensure!(!log.contains(OWN) && !log.contains(NEXT), "{name} has logged a token");
         }
         Ok(())
     })

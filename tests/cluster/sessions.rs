@@ -83,7 +83,7 @@ async fn phase(lab: &Lab, volume: &Volume) -> Result<String> {
     Ok(found.attachments.into_iter().find(|has| has.node_id == NODE).map(|has| has.phase).unwrap_or_default())
 }
 
-async fn wait_for_metric(lab: &Lab, name: &str, line: &str) -> Result<()> {
+pub(crate) async fn wait_for_metric(lab: &Lab, name: &str, line: &str) -> Result<()> {
     eventually(line, async || {
         let text = lab.metrics(name).await?;
         ensure!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -4,12 +4,14 @@
 //! - [`Csi`]: a replica's CSI services
 //! - [`requests`]: CSI requests, and patience as the sidecars have it
 //! - [`appliance`]: what the simulated appliance holds, and whether the ledger agrees
+//! - [`kubernetes`]: a simulated API server, and a cluster's objects
 //! - [`sanity`]: csi-sanity, and what its report says
 //! - [`tools`]: the programs under test
 //! - [`vm`]: virtual machines with the driver in them
 
 pub mod appliance;
 mod csi;
+pub mod kubernetes;
 mod lab;
 pub mod requests;
 pub mod sanity;

@@ -62,6 +62,36 @@ pub struct KubernetesConfig {
     pub one_publish_per_vm: bool,
     /// A simulated API server that is watched in place of the cluster, as `http://host:port`, without credentials.
     pub simulated_api_server: Option<String>,
+    /// Whose ServiceAccount tokens speak for nodes. Without it, a node needs a certificate of its own.
+    pub node_tokens: Option<NodeTokensConfig>,
+}
+
+impl KubernetesConfig {
+    fn mistakes(&self) -> Vec<String> {
+        let Some(NodeTokensConfig { audience, namespace, service_account }) = &self.node_tokens else {
+            return Vec::new();
+        };
+        let named = [("audience", audience), ("namespace", namespace), ("service_account", service_account)];
+        let empty = named.into_iter().filter(|(_, value)| value.is_empty());
+        let mut found: Vec<_> =
+            empty.map(|(name, _)| format!("kubernetes.node_tokens.{name}: must not be empty")).collect();
+        if !self.enabled {
+            found.push("kubernetes.node_tokens: needs kubernetes.enabled, to have them checked".to_owned());
+        }
+        found
+    }
+}
+
+/// The tokens that node plugins show.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeTokensConfig {
+    /// What the tokens are issued for: the audience of the projected volume.
+    pub audience: String,
+    /// The namespace of the node plugins' ServiceAccount.
+    pub namespace: String,
+    /// Its name.
+    pub service_account: String,
 }
 
 /// Raft's timers, in milliseconds. The defaults let a killed leader's place be taken in about half a second; a disk
@@ -212,6 +242,7 @@ impl ControllerConfig {
         if let Err(mistakes) = Topology::parse(&self.topology) {
             found.extend(mistakes.into_iter().map(|mistake| format!("topology: {mistake}")));
         }
+        found.extend(self.kubernetes.mistakes());
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
@@ -267,7 +298,8 @@ mod tests {
         let mistakes = ControllerConfig::parse(&config(
             peers,
             "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }\n\
-             topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }",
+             topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }\n\
+             kubernetes.node_tokens = { audience = \"\", namespace = \"n\", service_account = \"s\" }",
         ))
         .unwrap_err();
         for part in [
@@ -279,6 +311,8 @@ mod tests {
             "tls.key",
             "appliance.port",
             "call_timeout_seconds",
+            "kubernetes.node_tokens: needs",
+            "kubernetes.node_tokens.audience",
             "timing:",
             "topology: the value \"\" of \"a.example/zone\"",
             "topology: the keys have the prefixes",

@@ -1,4 +1,4 @@
-//! Kubernetes, as far as the controller asks it: watches, and events to people.
+//! Kubernetes, as far as the controller asks it: watches, events to people, and whose tokens nodes show.
 //!
 //! Without it, all questions are answered "unknown", and events go nowhere; the driver works all the same.
 
@@ -7,12 +7,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::KubernetesConfig;
 use crate::metrics::Metrics;
+use crate::node_callers::NodeCallers;
 
 /// What Kubernetes says, and what it is told. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Kubernetes {
     pub(crate) observer: Observer,
     pub(crate) events: Events,
+    pub(crate) node_callers: NodeCallers,
 }
 
 impl Kubernetes {
@@ -24,7 +26,12 @@ impl Kubernetes {
     ) -> Result<Self, ConnectError> {
         let Some(client) = client(config)? else {
             tracing::info!("Kubernetes is not watched: VMs and pods are unknown, and no events are posted");
-            return Ok(Self { observer: Observer::none(), events: Events::none() });
+            let node_callers = NodeCallers::default();
+            return Ok(Self { observer: Observer::none(), events: Events::none(), node_callers });
+        };
+        let node_callers = match &config.node_tokens {
+            Some(tokens) => NodeCallers::with_tokens(client.clone(), tokens),
+            None => NodeCallers::default(),
         };
         let observer = Observer::start(&client, &Settings::of_driver(csi::DRIVER_NAME), stop);
         let count = move |reason: observer::EventReason, outcome| match outcome {
@@ -32,7 +39,7 @@ impl Kubernetes {
             EventOutcome::AlreadyThere | EventOutcome::Failed | EventOutcome::Dropped => {}
         };
         let events = Events::start(client, csi::DRIVER_NAME, stop.clone(), count);
-        Ok(Self { observer, events })
+        Ok(Self { observer, events, node_callers })
     }
 }
 

@@ -12,6 +12,7 @@ mod executor;
 mod http;
 mod kubernetes;
 mod metrics;
+mod node_callers;
 mod node_gateway;
 mod operator;
 mod reaper;

@@ -1,19 +1,21 @@
 //! What node plugins ask: that they are known, that they may connect, that they are off, what the ledger knows.
 //!
-//! A node speaks for itself only: the name in its certificate is the node that the request may be about.
+//! A node speaks for itself only: the name in its certificate, or in its token, is the node that the request may be
+//! about.
 
 use std::time::Duration;
 
 use csi::status;
 use proto::node::v1;
 use proto::node::v1::node_gateway_server::NodeGateway;
-use replica::{Replica, Role};
+use replica::Replica;
 use state_machine::{
     AttachmentPhase, BootId, Command, Generation, IdError, NodeId, NodeMoment, Nqn, Refusal,
     Response as LedgerResponse, State, VolumeId,
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::node_callers::{NodeCallers, Shown};
 use crate::sessions::{NodeSessions, SessionStream};
 
 /// The longest that a node waits for an answer; then it asks another replica.
@@ -26,9 +28,15 @@ const MAX_DESCRIBED_VOLUMES: usize = 256;
 pub(crate) struct Gateway {
     pub(crate) replica: Replica,
     pub(crate) sessions: NodeSessions,
+    pub(crate) callers: NodeCallers,
 }
 
 impl Gateway {
+    /// The node that the request is about, which has to be the caller's own.
+    async fn own_node<T: Sync>(&self, request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
+        own_node(self.callers.node(&Shown::by(request)?).await?, claimed)
+    }
+
     async fn propose<T>(
         &self,
         request: &Request<T>,
@@ -54,7 +62,7 @@ impl NodeGateway for Gateway {
         &self,
         request: Request<Streaming<v1::NodeReport>>,
     ) -> Result<Response<SessionStream>, Status> {
-        self.sessions.serve(request).await
+        self.sessions.serve(request, &self.callers).await
     }
 
     async fn register(
@@ -62,7 +70,7 @@ impl NodeGateway for Gateway {
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterReply>, Status> {
         let message = request.get_ref();
-        let node = own_node(&request, &message.node_id)?;
+        let node = self.own_node(&request, &message.node_id).await?;
         let boot = field("boot_id", BootId::parse(&message.boot_id))?;
         let host_nqn = field("host_nqn", Nqn::parse(&message.host_nqn))?;
         let replaces = match message.replaces_boot_id.as_str() {
@@ -94,7 +102,7 @@ impl NodeGateway for Gateway {
         request: Request<v1::PermitConnectRequest>,
     ) -> Result<Response<v1::PermitConnectReply>, Status> {
         let message = request.get_ref();
-        let node = own_node(&request, &message.node_id)?;
+        let node = self.own_node(&request, &message.node_id).await?;
         let volume = field("volume_id", VolumeId::parse(&message.volume_id))?;
         let generation = Generation(message.generation);
         let moment = moment(&message.boot_id, message.since_boot_ns)?;
@@ -117,7 +125,7 @@ impl NodeGateway for Gateway {
         request: Request<v1::ReportDisconnectedRequest>,
     ) -> Result<Response<v1::ReportDisconnectedReply>, Status> {
         let message = request.get_ref();
-        let node = own_node(&request, &message.node_id)?;
+        let node = self.own_node(&request, &message.node_id).await?;
         let volume = field("volume_id", VolumeId::parse(&message.volume_id))?;
         let moment = moment(&message.boot_id, message.since_boot_ns)?;
         let command = Command::ReportDisconnected { volume: volume.clone(), node: node.clone(), moment };
@@ -132,7 +140,7 @@ impl NodeGateway for Gateway {
         request: Request<v1::DescribeVolumesRequest>,
     ) -> Result<Response<v1::DescribeVolumesReply>, Status> {
         let message = request.get_ref();
-        let node = own_node(&request, &message.node_id)?;
+        let node = self.own_node(&request, &message.node_id).await?;
         let volumes = described_volumes(&message.volume_ids)?;
         let deadline = crate::deadline::of(&request, ANSWER_TIMEOUT);
         let reply =
@@ -188,15 +196,14 @@ fn phase(phase: AttachmentPhase) -> v1::AttachmentPhase {
     }
 }
 
-/// The node that the request is about, which has to be the caller's own.
-pub(crate) fn own_node<T>(request: &Request<T>, claimed: &str) -> Result<NodeId, Status> {
+/// The node that a message is about, which has to be the caller.
+pub(crate) fn own_node(caller: NodeId, claimed: &str) -> Result<NodeId, Status> {
     let claimed = field("node_id", NodeId::parse(claimed))?;
-    let caller = replica::caller(request)?;
-    if caller == Role::Node(claimed.clone()) {
-        return Ok(claimed);
+    if caller == claimed {
+        return Ok(caller);
     }
     tracing::warn!(%caller, node = %claimed, "refused: not this node");
-    Err(Status::permission_denied(format!("{caller} may not speak for node {claimed}")))
+    Err(Status::permission_denied(format!("node {caller} may not speak for node {claimed}")))
 }
 
 fn moment(boot: &str, since_boot_ns: u64) -> Result<NodeMoment, Status> {

@@ -23,6 +23,7 @@ use crate::executor::{Hand, Shell};
 use crate::http::Http;
 use crate::kubernetes::Kubernetes;
 use crate::metrics::Metrics;
+use crate::node_callers::NodeCallers;
 use crate::node_gateway::Gateway;
 use crate::operator::OperatorService;
 use crate::reaper;
@@ -100,7 +101,9 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
     let sessions = NodeSessions::new(replica.clone(), metrics.clone());
-    let peers = serve_peers(&config, replica.clone(), sessions.clone(), stop.clone())?;
+    let kubernetes = Kubernetes::start(&config.kubernetes, metrics.clone(), &stop)?;
+    let callers = kubernetes.node_callers.clone();
+    let peers = serve_peers(&config, replica.clone(), sessions.clone(), callers, stop.clone())?;
     tasks.spawn(peers);
     let (following, sessions_stop) = (sessions.clone(), stop.clone());
     tasks.spawn(async move {
@@ -122,7 +125,6 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         shell.run(executor_stop).await;
         Ok(())
     });
-    let kubernetes = Kubernetes::start(&config.kubernetes, metrics.clone(), &stop)?;
     let evidence = Arc::new(LeadersEvidence::new(sessions.clone(), kubernetes.observer.clone()));
     let reaper = reaper::Shell { replica: replica.clone(), evidence };
     let reaper_stop = stop.clone();
@@ -182,14 +184,17 @@ fn tls_files(config: &ControllerConfig) -> TlsFiles {
     TlsFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() }
 }
 
-/// One port for peers, nodes and operators: the caller's certificate says which it is.
+/// One port for peers, nodes and operators: the caller's certificate says which it is. If nodes may show tokens, TLS lets
+/// in callers without a certificate too; each service refuses them but the nodes'.
 fn serve_peers(
     config: &ControllerConfig,
     replica: Replica,
     sessions: NodeSessions,
+    callers: NodeCallers,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
-    let tls = replica::server_tls(&tls_files(config))?;
+    let admission = callers.admission();
+    let tls = replica::server_tls(&tls_files(config))?.client_auth_optional(admission.tokens_accepted);
     let address = config.listen;
     let failed = move |error: tonic::transport::Error| RunError::Peers {
         address: address.to_string(),
@@ -202,8 +207,8 @@ fn serve_peers(
         .map_err(failed)?
         .add_service(replica.peer_service())
         .add_service(NodeGatewayServer::with_interceptor(
-            Gateway { replica: replica.clone(), sessions: sessions.clone() },
-            RequireRole(RoleKind::Node),
+            Gateway { replica: replica.clone(), sessions: sessions.clone(), callers },
+            admission,
         ))
         .add_service(LeaderServer::with_interceptor(
             LeaderService { sessions },

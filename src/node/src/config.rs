@@ -83,10 +83,34 @@ pub struct NodeConfig {
 pub struct TlsFiles {
     /// Who signs the controllers' certificates.
     pub ca: PathBuf,
-    /// The node's certificate.
-    pub cert: PathBuf,
+    /// The node's certificate, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
     /// Its key.
-    pub key: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// In place of a certificate: the plugin's projected ServiceAccount token, which kubelet renews.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    fn check(&self, mistakes: &mut Mistakes) {
+        let Self { ca, cert, key, token_file } = self;
+        let named = [
+            ("tls.ca", Some(ca)),
+            ("tls.cert", cert.as_ref()),
+            ("tls.key", key.as_ref()),
+            ("tls.token_file", token_file.as_ref()),
+        ];
+        for (field, file) in named {
+            let Some(file) = file else { continue };
+            mistakes.take(field, fs::metadata(file).map_err(|error| format!("{}: {error}", file.display())));
+        }
+        if !matches!((cert, key, token_file), (Some(_), Some(_), None) | (None, None, Some(_))) {
+            mistakes.add("tls", "either cert and key are required, or token_file");
+        }
+    }
 }
 
 /// How volumes become devices.
@@ -196,11 +220,7 @@ impl NodeConfig {
         for controller in &self.controllers {
             mistakes.take("controllers", host_and_port(controller));
         }
-        for (field, file) in
-            [("tls.ca", &self.tls.ca), ("tls.cert", &self.tls.cert), ("tls.key", &self.tls.key)]
-        {
-            mistakes.take(field, fs::metadata(file).map_err(|error| format!("{}: {error}", file.display())));
-        }
+        self.tls.check(&mut mistakes);
         let fabric = self.fabric.check(host_nqn.as_ref(), &mut mistakes);
         for (field, value) in [
             ("deadlines.controllers_ms", self.deadlines.controllers_ms),
@@ -424,8 +444,9 @@ mod tests {
             controllers: vec!["no-port".to_owned(), "host:0".to_owned(), "::1:9000".to_owned()],
             tls: TlsFiles {
                 ca: "/nowhere/ca".into(),
-                cert: "/nowhere/cert".into(),
-                key: "/nowhere/key".into(),
+                cert: Some("/nowhere/cert".into()),
+                key: Some("/nowhere/key".into()),
+                token_file: Some("/nowhere/token".into()),
             },
             fabric: FabricConfig::Loop { backing_directory: "/nowhere".into() },
             metrics_address: "9809".to_owned(),
@@ -450,6 +471,8 @@ mod tests {
             "tls.ca",
             "tls.cert",
             "tls.key",
+            "tls.token_file",
+            "tls",
             "fabric.backing_directory",
             "deadlines.controllers_ms",
             "deadlines.drain_ms",
@@ -462,6 +485,18 @@ mod tests {
         ];
         let named: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.split(": ").next()).collect();
         assert_eq!(named, fields, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn a_node_has_a_certificate_or_a_token() {
+        let mistakes = |tls: &str| {
+            let tls = toml::from_str(&format!("ca = \"/dev/null\"\n{tls}")).unwrap();
+            NodeConfig { tls, ..minimal() }.validate()
+        };
+        assert_eq!(mistakes("token_file = \"/dev/null\""), Vec::<String>::new());
+        for tls in ["", "cert = \"/dev/null\"", "key = \"/dev/null\"\ntoken_file = \"/dev/null\""] {
+            assert_eq!(mistakes(tls), ["tls: either cert and key are required, or token_file"], "{tls}");
+        }
     }
 
     #[test]

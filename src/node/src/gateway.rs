@@ -1,4 +1,5 @@
-//! The node's line to the controllers: mTLS to any replica that answers.
+//! The node's line to the controllers: TLS to any replica that answers, which knows the node by its certificate or by its
+//! token (`credentials`).
 //!
 //! Life cycle: channels are made at start and connect when first used, again and again. A question goes to the
 //! replica that answered last, then to the others in turn, until one answers or the time is up. "No decision" is
@@ -19,10 +20,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Response, Status};
 
 use crate::config::TlsFiles;
+use crate::credentials::Credentials;
 use crate::identity::NodeIdentity;
 use crate::ledger::Described;
 
@@ -93,10 +96,13 @@ pub(crate) enum Permission {
     Refused(String),
 }
 
+/// A client of one replica.
+pub(crate) type Client = NodeGatewayClient<InterceptedService<Channel, Credentials>>;
+
 #[derive(Debug)]
 struct Replica {
     address: String,
-    client: NodeGatewayClient<Channel>,
+    client: Client,
 }
 
 /// The controllers, as this node asks them.
@@ -116,21 +122,25 @@ impl Gateway {
         controllers: &[String],
         tls: &TlsFiles,
     ) -> Result<Self, LineError> {
-        let tls = ClientTlsConfig::new()
+        let credentials = Credentials { token_file: tls.token_file.clone() };
+        let mut settings = ClientTlsConfig::new()
             .domain_name(CONTROLLER_NAME)
-            .ca_certificate(Certificate::from_pem(read(&tls.ca)?))
-            .identity(Identity::from_pem(read(&tls.cert)?, read(&tls.key)?));
+            .ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+        if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+            settings = settings.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
         let replicas = controllers.iter().map(|address| {
             let setup = |error: tonic::transport::Error| LineError(format!("{address}: {error}"));
             let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(setup)?;
             let channel = endpoint
-                .tls_config(tls.clone())
+                .tls_config(settings.clone())
                 .map_err(setup)?
                 .connect_timeout(Duration::from_millis(CONNECT_LIMIT_MS))
                 .http2_keep_alive_interval(Duration::from_millis(KEEP_ALIVE_MS))
                 .keep_alive_timeout(Duration::from_millis(KEEP_ALIVE_MS))
                 .connect_lazy();
-            Ok(Replica { address: address.clone(), client: NodeGatewayClient::new(channel) })
+            let line = InterceptedService::new(channel, credentials.clone());
+            Ok(Replica { address: address.clone(), client: Client::new(line) })
         });
         let replicas = replicas.collect::<Result<Vec<_>, LineError>>()?;
         let (registered, _) = watch::channel(false);
@@ -302,7 +312,7 @@ impl Gateway {
     }
 
     /// A client of each replica, by its address, that of the last answer first.
-    pub(crate) fn clients(&self) -> Vec<(String, NodeGatewayClient<Channel>)> {
+    pub(crate) fn clients(&self) -> Vec<(String, Client)> {
         let mut clients: Vec<_> =
             self.replicas.iter().map(|replica| (replica.address.clone(), replica.client.clone())).collect();
         clients.rotate_left(self.preferred.load(Ordering::Relaxed));
@@ -310,11 +320,7 @@ impl Gateway {
     }
 
     /// Asks the replicas in turn until one answers or it is `until`.
-    async fn ask<T, F>(
-        &self,
-        until: Instant,
-        call: impl Fn(NodeGatewayClient<Channel>, Duration) -> F,
-    ) -> Result<T, GatewayError>
+    async fn ask<T, F>(&self, until: Instant, call: impl Fn(Client, Duration) -> F) -> Result<T, GatewayError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {

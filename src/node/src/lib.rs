@@ -13,6 +13,7 @@
 mod block_targets;
 mod condition;
 mod config;
+mod credentials;
 mod fabric;
 mod fake_machine;
 mod gateway;

@@ -6,8 +6,8 @@ use csi::context::PublishContext;
 use csi::{parse, status};
 use proto::csi::v1;
 use state_machine::{
-    AccessType, AttachmentPhase, Command, Connection, Generation, NodeId, Problem, Response, State, Volume,
-    VolumeId,
+    AccessType, AttachmentMode, AttachmentPhase, Command, Connection, Generation, NodeId, Problem, Refusal,
+    Response, State, Volume, VolumeId,
 };
 use tonic::{Code, Status};
 
@@ -58,12 +58,7 @@ impl ControllerService {
         let (id, node) = (&wanted.volume, &wanted.node);
         let class_fs_type = self.existing(id, deadline).await?.parameters.fs_type;
         let mode = wanted.mode(class_fs_type);
-        let command =
-            Command::Publish { volume: id.clone(), node: node.clone(), mode, observed: self.observed(id) };
-        let response = self.propose(command, deadline).await?;
-        let Response::Attached { generation } = response else {
-            return Err(Status::internal(format!("publish answered {response:?}")));
-        };
+        let generation = self.propose_publish(id, node, mode, deadline).await?;
         let look = |state: &State| grant_of(state, id, node, generation);
         let volume = match self.wait_for(deadline, look).await? {
             Some(Grant::Stands(volume)) => volume,
@@ -93,6 +88,40 @@ impl ControllerService {
             generation,
         };
         Ok(v1::ControllerPublishVolumeResponse { publish_context: context.to_map() })
+    }
+
+    /// Proposes the publish, as often as another volume of the same VM has to be granted first. The sidecar would come
+    /// again too, but only after a pause that grows.
+    async fn propose_publish(
+        &self,
+        id: &VolumeId,
+        node: &NodeId,
+        mode: AttachmentMode,
+        deadline: Instant,
+    ) -> Result<Generation, Status> {
+        loop {
+            let (volume, node, observed) = (id.clone(), node.clone(), self.observed(id));
+            let response =
+                self.propose_raw(Command::Publish { volume, node, mode, observed }, deadline).await?;
+            let refusal = match response {
+                Response::Attached { generation } => return Ok(generation),
+                Response::Refused(refusal) => refusal,
+                Response::Done
+                | Response::Pending { .. }
+                | Response::Exists { .. }
+                | Response::Revoking { .. } => {
+                    return Err(Status::internal(format!("publish answered {response:?}")));
+                }
+            };
+            let Refusal::VmBusy { vm, other, .. } = &refusal else {
+                return Err(status::of_refusal(&refusal));
+            };
+            tracing::info!(volume = %id, vm, %other, "waits for another volume of its VM");
+            let granted = |state: &State| (!is_being_granted(state, other, vm)).then_some(());
+            if self.wait_for(deadline, granted).await?.is_none() {
+                return Err(status::of_refusal(&refusal));
+            }
+        }
     }
 
     pub(super) async fn do_unpublish(
@@ -193,6 +222,14 @@ fn may_be_connected(state: &State, id: &VolumeId, node: Option<&NodeId>) -> Vec<
     let asked = volume.attachments.iter().filter(|(name, _)| node.is_none_or(|node| node == *name));
     let connected = asked.filter(|(_, attachment)| attachment.connection == Connection::Permitted);
     connected.map(|(node, _)| node.clone()).collect()
+}
+
+/// Whether the volume still is on its way to a node for the VM.
+fn is_being_granted(state: &State, id: &VolumeId, vm: &str) -> bool {
+    let attachments = state.volume(id).into_iter().flat_map(|volume| volume.attachments.values());
+    let mut under_way = attachments
+        .filter(|attachment| attachment.phase == AttachmentPhase::Granting && attachment.problem.is_none());
+    under_way.any(|attachment| attachment.vm.as_deref() == Some(vm))
 }
 
 fn grant_of(state: &State, id: &VolumeId, node: &NodeId, generation: Generation) -> Option<Grant> {

@@ -11,12 +11,17 @@ use super::ControllerService;
 impl ControllerService {
     /// Proposes `command`; a refusal is an error.
     pub(super) async fn propose(&self, command: Command, deadline: Instant) -> Result<Response, Status> {
-        let response = self.replica.propose(command, deadline).await;
-        let response = response.map_err(|error| status::no_quorum(&error.to_string()))?;
+        let response = self.propose_raw(command, deadline).await?;
         if let Response::Refused(refusal) = &response {
             return Err(status::of_refusal(refusal));
         }
         Ok(response)
+    }
+
+    /// Proposes `command`; a refusal is a response like any other.
+    pub(super) async fn propose_raw(&self, command: Command, deadline: Instant) -> Result<Response, Status> {
+        let response = self.replica.propose(command, deadline).await;
+        response.map_err(|error| status::no_quorum(&error.to_string()))
     }
 
     /// Reads the state as it is now for everybody.

@@ -23,6 +23,7 @@
 //! | `report`, `sight` | what goes in, what comes out |
 //! | `shell` | the one place with a lock, a clock and tasks |
 //! | `stream` | a node's session on the wire |
+//! | `recheck` | the token that a session was begun with, as long as it lasts |
 //! | `leader` | how the other replicas ask |
 //!
 //! Life cycle: the shell's task follows the replica's leadership and its ledger, and ends with the controller; the
@@ -30,6 +31,7 @@
 
 pub(crate) mod core;
 mod leader;
+mod recheck;
 mod report;
 mod shell;
 mod sight;

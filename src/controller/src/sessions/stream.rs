@@ -1,11 +1,11 @@
 //! A node's session on the wire: its reports in, the leader's orders out.
 //!
-//! A node speaks only for itself: each report names it, and has to name the bearer of the certificate. The stream has no
-//! task of its own: it lives in the connection, which ends with the session, or the session with it.
+//! A node speaks only for itself: each report names it, and has to name the bearer of the certificate or the token. The
+//! stream has no task of its own: it lives in the connection, which ends with the session, or the session with it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::node::v1;
 use state_machine::NodeId;
@@ -13,8 +13,10 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::core::SessionId;
+use super::recheck::Recheck;
 use super::report::Report;
 use super::shell::{NodeSessions, Orders};
+use crate::node_callers::{NodeCallers, Shown};
 use crate::node_gateway::own_node;
 
 /// How long a node may take to say its first word.
@@ -29,6 +31,8 @@ pub(crate) struct SessionStream {
     node: NodeId,
     reports: Streaming<v1::NodeReport>,
     orders: Orders,
+    /// For a node that showed a token.
+    recheck: Option<Recheck>,
     /// An order that the first report brought about.
     first: Option<v1::LeaderOrder>,
     over: bool,
@@ -39,16 +43,22 @@ impl NodeSessions {
     pub(crate) async fn serve(
         &self,
         request: Request<Streaming<v1::NodeReport>>,
+        callers: &NodeCallers,
     ) -> Result<Response<SessionStream>, Status> {
-        let (metadata, extensions, mut reports) = request.into_parts();
+        // Whoever it is has to be known before anything of it is waited for.
+        let shown = Shown::by(&request)?;
+        let caller = callers.node(&shown).await?;
+        let mut reports = request.into_inner();
         let first = tokio::time::timeout(FIRST_REPORT_TIMEOUT, reports.message());
         let first = first.await.map_err(|_| Status::deadline_exceeded("nothing was reported"))??;
         let first = first.ok_or_else(|| Status::invalid_argument("nothing was reported"))?;
-        let node = own_node(&Request::from_parts(metadata, extensions, ()), &first.node_id)?;
+        let node = own_node(caller, &first.node_id)?;
         let report = Report::parse(first).map_err(Status::invalid_argument)?;
+        let recheck = Recheck::of(&shown, &node, callers);
         let (session, orders) = self.begin(&node, report);
         let sessions = self.clone();
-        let mut stream = SessionStream { sessions, session, node, reports, orders, first: None, over: false };
+        let mut stream =
+            SessionStream { sessions, session, node, reports, orders, recheck, first: None, over: false };
         // Nothing to be had, for the moment or for good, shows later.
         if let Ok(order) = stream.orders.try_recv() {
             stream.first = Some(order?);
@@ -58,12 +68,15 @@ impl NodeSessions {
 }
 
 impl SessionStream {
-    fn hear(&self, message: v1::NodeReport) -> Result<(), Status> {
+    fn hear(&mut self, message: v1::NodeReport) -> Result<(), Status> {
         if message.node_id != self.node.as_str() {
             tracing::warn!(node = %self.node, claimed = message.node_id, "refused: not this node");
             return Err(Status::permission_denied(format!("node {} may speak for itself only", self.node)));
         }
         let report = Report::parse(message).map_err(Status::invalid_argument)?;
+        if let Some(recheck) = &mut self.recheck {
+            recheck.heard(Instant::now());
+        }
         self.sessions.hear(self.session, &self.node, report);
         Ok(())
     }
@@ -97,6 +110,9 @@ impl Stream for SessionStream {
                     taken += 1;
                 }
             }
+        }
+        if let Some(Err(status)) = self.recheck.as_mut().map(|recheck| recheck.poll(context)) {
+            return self.end(Some(status));
         }
         if taken == REPORTS_A_TURN {
             context.waker().wake_by_ref();

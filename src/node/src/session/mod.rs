@@ -19,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::node::v1::node_gateway_client::NodeGatewayClient;
 use proto::node::v1::{LeaderOrder, NodeReport};
 use rand::Rng;
 use state_machine::{Generation, VolumeId};
@@ -27,9 +26,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use crate::gateway::Client;
 use crate::operations::Operations;
 use crate::volumes::NodeVolumes;
 use cut::Cut;
@@ -149,7 +148,7 @@ impl Session {
     }
 
     /// Offers the session to a controller, with a first report.
-    async fn dial(&self, mut client: NodeGatewayClient<Channel>, look: Look) -> Result<Line, Status> {
+    async fn dial(&self, mut client: Client, look: Look) -> Result<Line, Status> {
         let Look { since_boot_ns, content: said, outline } = look;
         let (reports, outgoing) = mpsc::channel(REPORTS_QUEUED);
         let host_nqn = self.lookout.volumes.identity.host_nqn.to_string();

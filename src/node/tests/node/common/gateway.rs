@@ -121,7 +121,12 @@ impl Gateway {
     /// What a node needs to speak to it.
     pub(crate) fn node_files(&self) -> TlsFiles {
         let file = |name: &str| -> PathBuf { self.files.path().join(name) };
-        TlsFiles { ca: file("ca.pem"), cert: file("node.pem"), key: file("node.key") }
+        TlsFiles {
+            ca: file("ca.pem"),
+            cert: Some(file("node.pem")),
+            key: Some(file("node.key")),
+            token_file: None,
+        }
     }
 
     /// The answers to the next permits and reports.
