@@ -3,6 +3,8 @@
 //! Liveness never depends on quorum, appliance or API server: a restart would mend none of them. Readiness does: a
 //! replica without a leader cannot answer.
 
+use std::path::{Path, PathBuf};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -19,6 +21,8 @@ use crate::metrics::{Gauges, Metrics};
 pub(crate) struct Http {
     pub(crate) replica: Replica,
     pub(crate) metrics: Metrics,
+    /// Where Raft's log and snapshots are.
+    pub(crate) data_dir: PathBuf,
 }
 
 impl Http {
@@ -54,12 +58,23 @@ async fn metrics(State(http): State<Http>) -> Response {
         term: status.term,
         last_log_index: status.last_log_index.unwrap_or(0),
         applied_index: status.applied_index.unwrap_or(0),
+        storage_bytes: bytes_under(&http.data_dir),
         ..http.replica.read_local(ledger_gauges)
     };
     match http.metrics.text(&gauges) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// How much the files under `directory` take, as far as they can be seen: some are replaced meanwhile.
+fn bytes_under(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        Some(if metadata.is_dir() { bytes_under(&entry.path()) } else { metadata.len() })
+    });
+    sizes.sum()
 }
 
 fn ledger_gauges(ledger: &Ledger) -> Gauges {

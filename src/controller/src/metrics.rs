@@ -32,6 +32,9 @@ pub(crate) struct Metrics {
     conflicts: IntCounter,
     attachment_seconds: HistogramVec,
     appliance: GaugeVec,
+    appliance_connects: IntCounterVec,
+    appliance_connect_seconds: Histogram,
+    storage: IntGauge,
     appliance_address: String,
     ledger: IntGaugeVec,
     active_migrations: IntGauge,
@@ -54,6 +57,7 @@ pub(crate) struct Gauges {
     pub(crate) term: u64,
     pub(crate) last_log_index: u64,
     pub(crate) applied_index: u64,
+    pub(crate) storage_bytes: u64,
     pub(crate) volumes: usize,
     pub(crate) attachments: usize,
     pub(crate) migrations: usize,
@@ -85,6 +89,19 @@ impl Metrics {
                 &["address"],
             )?,
             appliance_address: appliance_address.to_owned(),
+            appliance_connects: counters(
+                "rds_csi_rds_reconnect_total",
+                "Attempts to connect to the appliance over SSH, the first one too.",
+                &["status"],
+            )?,
+            appliance_connect_seconds: Histogram::with_opts(
+                HistogramOpts::new("rds_csi_rds_reconnect_duration_seconds", "How long they took.")
+                    .buckets(DURATION_BUCKETS_SECONDS.to_vec()),
+            )?,
+            storage: IntGauge::new(
+                "rds_csi_storage_bytes",
+                "What Raft's log, vote and snapshots take on this replica's disk.",
+            )?,
             ledger: gauges("rds_csi_ledger_entries", "What the ledger holds; on the leader only.", "kind")?,
             active_migrations: IntGauge::new(
                 "rds_csi_migration_active_migrations",
@@ -147,6 +164,9 @@ impl Metrics {
         self.registry.register(Box::new(self.conflicts.clone()))?;
         self.registry.register(Box::new(self.attachment_seconds.clone()))?;
         self.registry.register(Box::new(self.appliance.clone()))?;
+        self.registry.register(Box::new(self.appliance_connects.clone()))?;
+        self.registry.register(Box::new(self.appliance_connect_seconds.clone()))?;
+        self.registry.register(Box::new(self.storage.clone()))?;
         self.registry.register(Box::new(self.ledger.clone()))?;
         self.registry.register(Box::new(self.active_migrations.clone()))?;
         self.registry.register(Box::new(self.overdue_migrations.clone()))?;
@@ -203,6 +223,12 @@ impl Metrics {
         self.events.with_label_values(&[reason]).inc();
     }
 
+    /// It was tried to connect to the appliance.
+    pub(crate) fn appliance_connect(&self, ok: bool, took: Duration) {
+        self.appliance_connects.with_label_values(&[status(ok)]).inc();
+        self.appliance_connect_seconds.observe(took.as_secs_f64());
+    }
+
     /// The appliance answered, or did not.
     pub(crate) fn appliance_reached(&self, reached: bool) {
         self.appliance.with_label_values(&[&self.appliance_address]).set(f64::from(u8::from(reached)));
@@ -236,6 +262,7 @@ impl Metrics {
         for (fact, value) in facts {
             self.raft.with_label_values(&[fact]).set(i64::try_from(value).unwrap_or(i64::MAX));
         }
+        self.storage.set(i64::try_from(now.storage_bytes).unwrap_or(i64::MAX));
         self.ledger.reset();
         let led = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         if now.is_leader {

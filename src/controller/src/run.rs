@@ -91,7 +91,9 @@ pub enum RunError {
 /// Runs a controller until `shutdown` is cancelled or something fails for good.
 pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     let metrics = Metrics::new(config.appliance.address.as_str())?;
-    let backend: Arc<dyn Backend> = Arc::new(RouterOs::new(config.appliance.clone())?);
+    let counted = metrics.clone();
+    let told = move |ok, took| counted.appliance_connect(ok, took);
+    let backend: Arc<dyn Backend> = Arc::new(RouterOs::telling(config.appliance.clone(), told)?);
     let topology = Topology::parse(&config.topology).map_err(RunError::Topology)?;
     let socket = Socket::bind(&SocketPath::parse(&config.csi_socket)?).await?;
     let http_listener =
@@ -110,7 +112,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         following.run(sessions_stop).await;
         Ok(())
     });
-    let http = Http { replica: replica.clone(), metrics: metrics.clone() };
+    let http = Http { replica: replica.clone(), metrics: metrics.clone(), data_dir: config.data_dir.clone() };
     let (http_stop, http_config) = (stop.clone(), config.clone());
     tasks.spawn(async move {
         http.serve(http_listener, http_stop).await.map_err(|error| metrics_error(&http_config, error))

@@ -78,8 +78,16 @@ enum Verdict {
 impl RouterOs {
     /// Checks the config and reads the key files; opens nothing.
     pub fn new(config: RouterOsConfig) -> Result<Self, ConfigErrors> {
+        Self::telling(config, |_, _| ())
+    }
+
+    /// The same, and tells of each attempt to connect: whether it succeeded, and how long it took.
+    pub fn telling(
+        config: RouterOsConfig,
+        attempted: impl Fn(bool, Duration) + Send + Sync + 'static,
+    ) -> Result<Self, ConfigErrors> {
         let settings = Arc::new(Settings::check(config)?);
-        let session = Arc::new(Session::new(settings.clone()));
+        let session = Arc::new(Session::new(settings.clone(), Arc::new(attempted)));
         Ok(Self { settings, session, fence: FenceIssuer::default(), changing: Arc::default() })
     }
 

@@ -42,12 +42,16 @@ pub(super) enum AskError {
     Lost(String),
 }
 
+/// Who is told of each attempt to connect: whether it succeeded, and how long it took.
+pub(super) type Attempts = dyn Fn(bool, Duration) + Send + Sync;
+
 /// A way to ask the appliance.
 pub(super) struct Session {
     settings: Arc<Settings>,
     ssh: Arc<client::Config>,
     permits: Semaphore,
     link: Mutex<Link>,
+    told: Arc<Attempts>,
 }
 
 /// The connection that new commands use, and what the last attempts to have one came to.
@@ -67,7 +71,7 @@ struct Connection {
 }
 
 impl Session {
-    pub(super) fn new(settings: Arc<Settings>) -> Self {
+    pub(super) fn new(settings: Arc<Settings>, told: Arc<Attempts>) -> Self {
         let algorithms: Vec<_> = settings.host_keys.iter().map(PublicKey::algorithm).collect();
         let ssh = client::Config {
             // Ask only for kinds of host keys that are known, so that the appliance does not show another one.
@@ -76,7 +80,7 @@ impl Session {
             ..client::Config::default()
         };
         let permits = Semaphore::new(settings.max_sessions);
-        Self { settings, ssh: Arc::new(ssh), permits, link: Mutex::default() }
+        Self { settings, ssh: Arc::new(ssh), permits, link: Mutex::default(), told }
     }
 
     /// Runs `script` and returns its answer.
@@ -137,8 +141,10 @@ impl Session {
         link.failures = link.failures.saturating_add(1);
         let deadline = Instant::now() + self.settings.connect_timeout;
         let address = format!("{}:{}", self.settings.address, self.settings.port);
+        let begun = Instant::now();
         let opened =
             timeout_at(deadline, self.open()).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        (self.told)(opened.is_ok(), begun.elapsed());
         match opened {
             Ok(handle) => {
                 tracing::info!(address, "connected to the appliance");
