@@ -14,6 +14,8 @@ pub const HISTORY_KEPT: usize = 32;
 
 /// Who wants what nobody else decided: a node is detached because the orchestrator said so.
 pub const ORCHESTRATOR: &str = "unpublish";
+/// The evidence where the node itself is the witness; any other is somebody's word.
+pub const PROVEN_OFF: &str = "its node is neither connected nor connecting";
 
 /// A fact with its number, which is never used twice, and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

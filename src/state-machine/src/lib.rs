@@ -23,7 +23,7 @@ mod volume;
 
 pub use access::{AccessMode, AccessType, AttachmentMode, FsType};
 pub use command::{CLUSTER_VERSION, Command, Entry};
-pub use history::{Fact, HISTORY_KEPT, ORCHESTRATOR, Record};
+pub use history::{Fact, HISTORY_KEPT, ORCHESTRATOR, PROVEN_OFF, Record};
 pub use ids::{
     AppliancePath, BootId, ByteSize, HostAddress, IdError, MAX_NODE_ID_BYTES, MAX_NQN_BYTES, MAX_PATH_BYTES,
     MAX_VOLUME_ID_BYTES, NodeId, Nqn, VolumeId, VolumeName,

@@ -66,7 +66,6 @@ pub struct State {
     /// Deadlines of migrations in phase `Active`: what the clock has to be compared with.
     pub(crate) deadlines: BTreeSet<(LedgerTime, VolumeId)>,
     pub(crate) last_record: u64,
-    /// By outcome.
     pub(crate) migrations_ended: [u64; 3],
 }
 

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use state_machine::{AttachmentPhase, Command, Generation, NodeId, NodeMoment, State, VolumeId};
+use state_machine::{
+    AttachmentPhase, Command, Fact, Generation, NodeId, NodeMoment, PROVEN_OFF, State, VolumeId,
+};
 
 use super::report::{Content, Entry, Report};
 use super::sight::{Look, Sight, Usage};
@@ -231,7 +233,7 @@ impl Sessions {
     }
 
     /// The nodes that may have the volume connected: whose last word says so, be their session lost; and for a while
-    /// after this replica took office, all that have not spoken yet.
+    /// after this replica took office those of which somebody else said that they are off, until they have spoken.
     pub(crate) fn nodes_with(&self, volume: &VolumeId, state: &State, now: Duration) -> BTreeSet<NodeId> {
         let has = |content: &Content| matches!(content.of(volume), Some(Entry::Connected(_)));
         let heard = self.sessions.iter().map(|(node, session)| (node, &session.content)).chain(&self.lost);
@@ -239,7 +241,12 @@ impl Sessions {
             heard.filter(|(_, content)| has(content)).map(|(node, _)| node.clone()).collect();
         let since = self.office.as_ref().map(|office| now.saturating_sub(office.since));
         if since.is_some_and(|since| since < SILENCE) {
-            let unheard = state.nodes().keys().filter(|node| !self.last_heard.contains_key(*node));
+            let records = state.volume(volume).into_iter().flat_map(|volume| &volume.history);
+            let believed_off = records.filter_map(|record| {
+                let Fact::Detached { node, evidence, .. } = &record.fact else { return None };
+                (evidence != PROVEN_OFF).then_some(node)
+            });
+            let unheard = believed_off.filter(|node| !self.last_heard.contains_key(*node));
             nodes.extend(unheard.cloned());
         }
         nodes

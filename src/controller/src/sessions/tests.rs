@@ -5,8 +5,8 @@ use std::time::Duration;
 use proto::node::v1::{NodeReport, VolumeReport};
 use state_machine::{
     AccessMode, AccessType, AppliancePath, AttachmentMode, BootId, ByteSize, Command, Entry as LedgerEntry,
-    Generation, HostAddress, LedgerTime, NodeId, NodeMoment, Nqn, Observed, Response, State, VolumeId,
-    VolumeName, VolumeParameters,
+    Generation, HostAddress, LedgerTime, NodeId, NodeMoment, Nqn, Observed, OffProof, Response, State,
+    VolumeId, VolumeName, VolumeParameters,
 };
 
 use super::core::{Effect, Event, NOT_ATTACHED, Note, Refused, SILENCE, SessionId, Sessions};
@@ -215,14 +215,14 @@ fn a_volume_is_known_absent_or_unknown() {
         desk.says(1, "a", 0, &[report]);
         let Sight::Connected { used, .. } = desk.sight("a") else { panic!("{:?}", desk.sight("a")) };
         assert_eq!(used, expected);
-        assert_eq!(desk.nodes_with(), [node("a"), node("b")], "b has not spoken");
+        assert_eq!(desk.nodes_with(), [node("a")]);
     }
     desk.says(1, "a", 0, &[VolumeReport { unseen: "no sysfs".to_owned(), ..seen(false, &[]) }]);
     desk.unknown("a", "no sysfs");
     let incomplete = NodeReport { incomplete: "no fabric".to_owned(), ..desk.report("a", 0, &[]) };
     desk.hear(1, incomplete);
     desk.unknown("a", "no fabric");
-    assert_eq!(desk.nodes_with(), [node("b")], "nobody says that it is connected");
+    assert_eq!(desk.nodes_with(), [], "nobody says that it is connected");
 
     desk.says(1, "a", 0, &[]);
     desk.step(Event::Ended { session: SessionId(1), node: node("a") });
@@ -232,16 +232,20 @@ fn a_volume_is_known_absent_or_unknown() {
 #[test]
 fn who_may_have_a_volume_connected_is_not_forgotten_with_the_session() {
     let mut desk = Desk::new();
-    assert_eq!(desk.nodes_with(), [node("a"), node("b")], "a new leader knows nothing of them");
     desk.says(1, "a", 0, &[held()]);
-    desk.says(2, "b", 0, &[]);
     desk.step(Event::Ended { session: SessionId(1), node: node("a") });
     assert_eq!(desk.nodes_with(), [node("a")]);
     desk.says(3, "a", 0, &[]);
     assert_eq!(desk.nodes_with(), []);
+
+    // A new leader has heard nobody; of whom somebody said that it is off, it waits to hear.
+    let up_to = desk.attach("a");
+    desk.attach("b");
+    let proof = OffProof::Operator { name: "dev".to_owned() };
+    desk.apply(Command::NodeIsOff { node: node("a"), volume: None, up_to, proof });
     desk.step(Event::LeftOffice);
     desk.step(Event::TookOffice { term: TERM + 1 });
-    assert_eq!(desk.nodes_with(), [node("a"), node("b")]);
+    assert_eq!(desk.nodes_with(), [node("a")]);
     desk.now += SILENCE;
     assert_eq!(desk.nodes_with(), [], "who is silent for so long is not waited for");
 }

@@ -1,6 +1,6 @@
 //! Unpublish: an attachment is revoked first, and goes only when its node is proven off.
 
-use crate::history::{Fact, ORCHESTRATOR};
+use crate::history::{Fact, ORCHESTRATOR, PROVEN_OFF};
 use crate::ids::{NodeId, VolumeId};
 use crate::migration::{EndedMigration, Migration, MigrationOutcome, MigrationPhase};
 use crate::observed::cut_text;
@@ -58,7 +58,7 @@ impl State {
             a.phase == AttachmentPhase::Revoking && a.connection == Connection::Disconnected
         });
         if proven {
-            self.free(id, node, ORCHESTRATOR, "its node is neither connected nor connecting");
+            self.free(id, node, ORCHESTRATOR, PROVEN_OFF);
         }
         proven
     }
