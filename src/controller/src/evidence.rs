@@ -43,19 +43,6 @@ impl LeadersEvidence {
         self.observer.refresh();
         now
     }
-
-    /// Whether Kubernetes has most of the other nodes that the ledger knows. If not, it is another cluster, or nodes
-    /// have other names there, and an absent one proves nothing.
-    fn has_the_others(&self, state: &State, node: &NodeId) -> bool {
-        let index = self.observer.index();
-        let others = state.nodes().keys().filter(|other| *other != node);
-        let (mut there, mut all) = (0, 0);
-        for other in others {
-            all += 1;
-            there += usize::from(matches!(index.node(other), Answer::Known(_)));
-        }
-        there > 0 && 2 * there >= all
-    }
 }
 
 impl Evidence for LeadersEvidence {
@@ -95,12 +82,12 @@ impl Evidence for LeadersEvidence {
         }
     }
 
-    fn standing(&self, state: &State, node: &NodeId) -> Standing {
+    fn standing(&self, node: &NodeId) -> Standing {
         match self.observer.index().node(node) {
             Answer::Known(seen) if seen.out_of_service => Standing::OutOfService,
             Answer::Known(_) => Standing::Present,
-            Answer::Absent if self.has_the_others(state, node) => Standing::Deleted,
-            Answer::Absent | Answer::Unknown(_) => Standing::Unknown,
+            Answer::Absent => Standing::Missing,
+            Answer::Unknown(_) => Standing::Unknown,
         }
     }
 

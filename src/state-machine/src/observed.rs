@@ -63,7 +63,7 @@ pub enum OffProof {
 
 impl OffProof {
     /// Who says so, and what, for the record.
-    pub(crate) fn words(self) -> (String, String) {
+    pub fn words(&self) -> (String, String) {
         let kubernetes = |says: &str| ("Kubernetes".to_owned(), format!("the node {says}"));
         match self {
             Self::OutOfService => kubernetes("is tainted out-of-service"),

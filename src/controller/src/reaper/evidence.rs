@@ -31,8 +31,8 @@ pub(crate) enum Standing {
     Present,
     /// The node is tainted out-of-service.
     OutOfService,
-    /// All nodes have been read, and it is not among them, though most others are.
-    Deleted,
+    /// All nodes have been read, and it is not among them: deleted, or never there.
+    Missing,
 }
 
 /// Where evidence comes from. Every question is answered at once from memory, while the ledger's state is held; what is
@@ -48,7 +48,7 @@ pub(crate) trait Evidence: Send + Sync + 'static {
     fn kubevirt(&self, volume: &VolumeId, migration: &Migration) -> KubeVirt;
 
     /// What Kubernetes says of the node.
-    fn standing(&self, state: &State, node: &NodeId) -> Standing;
+    fn standing(&self, node: &NodeId) -> Standing;
 
     /// Has the sessions of these nodes look again, of more if that is simpler. Returns the asking's number, greater
     /// than all before in this process.

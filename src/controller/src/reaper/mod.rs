@@ -251,10 +251,10 @@ impl Office {
         self.stale = false;
         self.judged_at = Some(now);
         let listened = now.saturating_sub(self.listening_since);
-        let hearing = Hearing { state: view.state, evidence: view.evidence, listened };
+        let hearing = Hearing::new(view, listened);
         let mut effects = Vec::new();
-        let mut motions = self.judge_migrations(now, view.state, hearing, &mut effects);
-        motions.extend(self.judge_nodes(now, view.state, hearing, &mut effects));
+        let mut motions = self.judge_migrations(now, hearing, &mut effects);
+        motions.extend(self.judge_nodes(now, hearing, &mut effects));
         if self.proposing.is_none() {
             // Migrations come first: a side that is reaped and then proven off was reaped.
             if let Some(motion) = motions.into_iter().next() {
@@ -269,19 +269,18 @@ impl Office {
     fn judge_migrations(
         &mut self,
         now: Duration,
-        state: &State,
         hearing: Hearing<'_>,
         effects: &mut Vec<Effect>,
     ) -> Vec<Motion> {
         let mut gone = std::mem::take(&mut self.migrations);
         let mut motions = Vec::new();
-        for (volume, migration) in past_deadline(state) {
+        for (volume, migration) in past_deadline(hearing.state) {
             let mut watch = gone
                 .remove(&migration.id)
                 .unwrap_or_else(|| Watch::new(now, &migration.source, &migration.target));
             watch.note_phase(&migration.phase);
             let about = About::Migration { volume: volume.clone(), migration: migration.id };
-            let facts = hearing.facts(state, volume, migration, watch.asked_first());
+            let facts = hearing.facts(volume, migration, watch.asked_first());
             let said = match hearing.heard_first(&facts, decide(&facts, self.term)) {
                 Verdict::Wait { why } => watch.attention.say(self.term, about, why, false),
                 Verdict::LeaveAlone { why } => watch.attention.say(self.term, about, why, true),
@@ -301,20 +300,15 @@ impl Office {
         motions
     }
 
-    fn judge_nodes(
-        &mut self,
-        now: Duration,
-        state: &State,
-        hearing: Hearing<'_>,
-        effects: &mut Vec<Effect>,
-    ) -> Vec<Motion> {
-        let doubtful: BTreeMap<&NodeId, OffVerdict> = state
+    fn judge_nodes(&mut self, now: Duration, hearing: Hearing<'_>, effects: &mut Vec<Effect>) -> Vec<Motion> {
+        let doubtful: BTreeMap<&NodeId, OffVerdict> = hearing
+            .state
             .nodes()
             .keys()
             .map(|node| (node, hearing.node(node).verdict()))
             .filter(|(_, verdict)| *verdict != OffVerdict::NotOff)
             .collect();
-        let attached = newest_attachments(state, |node| doubtful.contains_key(node));
+        let attached = newest_attachments(hearing.state, |node| doubtful.contains_key(node));
         self.nodes.retain(|node, _| attached.contains_key(node));
         let mut motions = Vec::new();
         for (node, up_to) in attached {
@@ -328,7 +322,7 @@ impl Office {
                 }
                 Some(OffVerdict::Off(proof)) => {
                     if attention.is_free(now) {
-                        let what = format!("the node is off, what it had is free: {}", watch::words(proof));
+                        let what = format!("the node is off, what it had is free: {}", proof.words().1);
                         let (node, proof) = (node.clone(), proof.clone());
                         let command = Command::NodeIsOff { node, volume: None, up_to, proof };
                         motions.push(Motion { about, command, what });
@@ -364,26 +358,37 @@ struct Hearing<'a> {
     state: &'a State,
     evidence: &'a dyn Evidence,
     listened: Duration,
+    /// Kubernetes has no more than half of the ledger's nodes missing.
+    knows_the_nodes: bool,
 }
 
-impl Hearing<'_> {
+impl<'a> Hearing<'a> {
+    fn new(view: View<'a>, listened: Duration) -> Self {
+        let View { state, evidence } = view;
+        let missing = state.nodes().keys().filter(|node| evidence.standing(node) == Standing::Missing);
+        let knows_the_nodes = 2 * missing.count() <= state.nodes().len();
+        Self { state, evidence, listened, knows_the_nodes }
+    }
+
     fn silence(&self, node: &NodeId) -> Duration {
         self.evidence.silent_for(node).map_or(self.listened, |silence| silence.min(self.listened))
     }
 
     fn node(&self, node: &NodeId) -> NodeFacts {
         NodeFacts {
-            standing: self.evidence.standing(self.state, node),
+            standing: self.evidence.standing(node),
+            is_known_cluster: self.knows_the_nodes,
             silence: self.silence(node),
             was_heard: self.evidence.silent_for(node).is_some(),
         }
     }
 
-    fn facts(&self, state: &State, volume: &VolumeId, migration: &Migration, asked: Option<u64>) -> Facts {
+    fn facts(&self, volume: &VolumeId, migration: &Migration, asked: Option<u64>) -> Facts {
         let side = |node: &NodeId| SideFacts {
             sight: self.sight(volume, node, asked),
             proof: self.node(node).proof(),
-            leaving: state
+            leaving: self
+                .state
                 .volume(volume)
                 .and_then(|volume| volume.attachments.get(node))
                 .is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking),

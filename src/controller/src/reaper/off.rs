@@ -21,6 +21,8 @@ pub(crate) const SILENCE_OF_A_DELETED_NODE: Duration = Duration::from_secs(60);
 pub(crate) struct NodeFacts {
     /// What Kubernetes says.
     pub(crate) standing: Standing,
+    /// Kubernetes has at least half of the nodes that the ledger knows.
+    pub(crate) is_known_cluster: bool,
     /// How long this leader has listened to it and heard nothing.
     pub(crate) silence: Duration,
     /// This leader did hear it.
@@ -55,10 +57,14 @@ impl NodeFacts {
             Standing::OutOfService => OffVerdict::Wait {
                 why: "it is tainted out-of-service; a leader new in office listens first whether it speaks",
             },
-            Standing::Deleted if self.silence >= SILENCE_OF_A_DELETED_NODE => {
+            Standing::Missing if !self.is_known_cluster => OffVerdict::LeaveAlone {
+                why: "Kubernetes does not have it, nor most of the other nodes: it is another cluster, or nodes have \
+                      other names there, so that proves nothing",
+            },
+            Standing::Missing if self.silence >= SILENCE_OF_A_DELETED_NODE => {
                 OffVerdict::Off(OffProof::NodeDeleted)
             }
-            Standing::Deleted => OffVerdict::Wait {
+            Standing::Missing => OffVerdict::Wait {
                 why: "it was deleted from Kubernetes; it is off when its node plugin has been silent for a minute",
             },
         }
@@ -69,8 +75,10 @@ impl NodeFacts {
         match self.standing {
             Standing::Unknown | Standing::Present => Proof::None,
             Standing::OutOfService => Proof::OutOfService,
-            Standing::Deleted if self.silence >= SILENCE_OF_A_DELETED_NODE => Proof::NodeDeleted,
-            Standing::Deleted => Proof::None,
+            Standing::Missing if self.is_known_cluster && self.silence >= SILENCE_OF_A_DELETED_NODE => {
+                Proof::NodeDeleted
+            }
+            Standing::Missing => Proof::None,
         }
     }
 }
@@ -87,13 +95,13 @@ mod tests {
             (Standing::OutOfService, 0, "leave alone"),
             (Standing::OutOfService, 29, "leave alone"),
             (Standing::OutOfService, 30, "off"),
-            (Standing::Deleted, 0, "wait"),
-            (Standing::Deleted, 59, "wait"),
-            (Standing::Deleted, 60, "off"),
+            (Standing::Missing, 0, "wait"),
+            (Standing::Missing, 59, "wait"),
+            (Standing::Missing, 60, "off"),
         ];
         for (standing, silence_seconds, expected) in rows {
             let silence = Duration::from_secs(silence_seconds);
-            let facts = NodeFacts { standing, silence, was_heard: true };
+            let facts = NodeFacts { standing, is_known_cluster: true, silence, was_heard: true };
             let verdict = match facts.verdict() {
                 OffVerdict::NotOff => "not off",
                 OffVerdict::Wait { .. } => "wait",
@@ -105,9 +113,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_has_other_nodes_proves_nothing() {
+        let facts = NodeFacts {
+            standing: Standing::Missing,
+            is_known_cluster: false,
+            silence: SILENCE_OF_A_DELETED_NODE,
+            was_heard: true,
+        };
+        assert!(matches!(facts.verdict(), OffVerdict::LeaveAlone { .. }));
+        assert_eq!(facts.proof(), Proof::None);
+    }
+
+    #[test]
     fn a_tainted_node_that_this_leader_never_heard_is_waited_for_quietly() {
         let facts = NodeFacts {
             standing: Standing::OutOfService,
+            is_known_cluster: true,
             silence: Duration::from_secs(29),
             was_heard: false,
         };

@@ -51,11 +51,13 @@ impl Ledger {
         response
     }
 
-    /// Ready volumes and registered nodes.
+    /// Ready volumes and registered nodes, and as many more that nothing ever happens to: of a cluster that has none of
+    /// the ledger's nodes nothing is believed.
     pub(super) fn with(volumes: usize, nodes: &[&str]) -> Self {
         let mut ledger = Self::default();
         for name in nodes {
             assert_eq!(ledger.register(name, None, 1), Response::Done);
+            assert_eq!(ledger.register(&format!("bystander-{name}"), None, 1), Response::Done);
         }
         for number in 0..volumes {
             let mut parameters = VolumeParameters::with_defaults(
@@ -177,7 +179,7 @@ impl Evidence for FakeEvidence {
         self.kubevirt.get(volume).cloned().unwrap_or_else(unknown)
     }
 
-    fn standing(&self, _state: &State, node: &NodeId) -> Standing {
+    fn standing(&self, node: &NodeId) -> Standing {
         self.standing.get(node).copied().unwrap_or(Standing::Present)
     }
 

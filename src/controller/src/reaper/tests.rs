@@ -294,7 +294,7 @@ fn a_deleted_node_loses_everything_after_a_minute_of_silence() {
     let mut story = Story::new(ledger);
     story.pass(10);
     story.evidence.look(1, "b", Sight::Idle);
-    story.stands("b", Standing::Deleted);
+    story.stands("b", Standing::Missing);
     story.pass(59);
     assert_eq!(story.accepted, []);
     assert_eq!(
@@ -318,7 +318,7 @@ fn a_deleted_node_that_speaks_within_the_minute_keeps_what_it_has() {
     let mut ledger = Ledger::with(1, &["a"]);
     ledger.attach(0, "a");
     let mut story = Story::new(ledger);
-    story.stands("a", Standing::Deleted);
+    story.stands("a", Standing::Missing);
     for _ in 0..5 {
         story.pass(59);
         story.look("a", Sight::Idle);
@@ -337,7 +337,7 @@ fn silence_is_counted_by_each_leader_anew_and_not_while_it_sleeps() {
     let mut ledger = Ledger::with(1, &["a"]);
     ledger.attach(0, "a");
     let mut story = Story::new(ledger);
-    story.stands("a", Standing::Deleted);
+    story.stands("a", Standing::Missing);
     story.pass(59);
     story.next_leader();
     story.pass(59);
@@ -479,11 +479,27 @@ fn one_proposal_at_a_time_and_only_its_own_answer_ends_the_wait() {
 }
 
 #[test]
+fn nobody_is_off_where_kubernetes_has_hardly_any_of_the_nodes() {
+    let mut ledger = Ledger::with(1, &["a"]);
+    ledger.attach(0, "a");
+    let mut story = Story::new(ledger);
+    story.stands("a", Standing::Missing);
+    story.stands("bystander-a", Standing::Missing);
+    let end = story.ledger.now + 2 * off::SILENCE_OF_A_DELETED_NODE;
+    while story.ledger.now < end {
+        let wake_at = story.reaper.wake_at().unwrap();
+        (story.ledger.now, story.evidence.now) = (wake_at, wake_at);
+        story.tell(Event::Timer);
+    }
+    assert_eq!(story.accepted, []);
+}
+
+#[test]
 fn time_alone_is_an_event() {
     let mut ledger = Ledger::with(1, &["a"]);
     ledger.attach(0, "a");
     let mut story = Story::new(ledger);
-    story.stands("a", Standing::Deleted);
+    story.stands("a", Standing::Missing);
     let minute = story.ledger.now + off::SILENCE_OF_A_DELETED_NODE;
     while story.accepted.is_empty() {
         let wake_at = story.reaper.wake_at().unwrap();

@@ -271,7 +271,7 @@ impl World {
         }
         for (name, real) in &mut self.nodes {
             real.speaks = true;
-            let standing = if real.runs { Standing::Present } else { Standing::Deleted };
+            let standing = if real.runs { Standing::Present } else { Standing::Missing };
             self.evidence.standing.insert(node(name), standing);
         }
         self.dies = None;
@@ -299,7 +299,7 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Standing::Unknown),
         Just(Standing::Present),
         Just(Standing::OutOfService),
-        Just(Standing::Deleted),
+        Just(Standing::Missing),
     ];
     let ended = |lost| KubeVirt::Ended { lost, how: "it says so".to_owned() };
     let says = prop_oneof![

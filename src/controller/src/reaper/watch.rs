@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use state_machine::{MigrationPhase, NodeId, OffProof};
+use state_machine::{MigrationPhase, NodeId};
 
 use super::{About, Effect, Report};
 
@@ -114,14 +114,5 @@ impl Attention {
         }
         self.said = Some((what.clone(), loud));
         Some(Effect::Report(Report { term, about, what, loud }))
-    }
-}
-
-/// The proof in words.
-pub(super) fn words(proof: &OffProof) -> String {
-    match proof {
-        OffProof::OutOfService => "it is tainted out-of-service and silent".to_owned(),
-        OffProof::NodeDeleted => "it was deleted from Kubernetes and is silent".to_owned(),
-        OffProof::Operator { name } => format!("{name} says so"),
     }
 }
