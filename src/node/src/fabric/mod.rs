@@ -21,7 +21,7 @@ pub(crate) use fake::FakeFabric;
 pub(crate) use loop_device::LoopFabric;
 pub(crate) use nvme::{DEFAULT_NR_IO_QUEUES, NqnPrefix, NvmeFabric, NvmeSettings};
 
-use crate::in_use::{InUse, Incomplete};
+use crate::in_use::{Claimed, InUse, Incomplete};
 use crate::tool::ToolError;
 
 /// What tells one device from another while it exists.
@@ -210,6 +210,15 @@ pub(crate) trait Fabric: Send + Sync + 'static {
 
     /// Everything that is connected.
     async fn connections(&self) -> Result<Connections, FabricError>;
+}
+
+/// Claims a device that the kernel has by number, as [`Fabric::disconnect_unheld`] needs it.
+async fn claim_by_number(in_use: &InUse, device: &Device) -> Result<Claimed, FabricError> {
+    let unseen = |reason| FabricError::HoldersUnseen { volume: device.volume.clone(), reason };
+    let DeviceId::Number { major, minor } = device.id else {
+        return Err(unseen("it has no device number".to_owned()));
+    };
+    in_use.claim(&device.path, (major, minor)).await.map_err(|error| unseen(error.to_string()))
 }
 
 /// [`Fabric::holders`] of devices that the kernel has by number.

@@ -47,7 +47,8 @@ use kernel::{Kernel, LinuxKernel};
 use tree::{BlockDevice, NvmeController, Tree};
 
 use super::{
-    Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed, holders_by_number,
+    Connect, Connection, Connections, Device, DeviceId, Fabric, FabricError, Observed, claim_by_number,
+    holders_by_number,
 };
 use crate::in_use::{BlockDevices, Claimed, InUse, Incomplete, LinuxBlockDevices, Roots, Thoroughness};
 use crate::own_thread;
@@ -334,11 +335,7 @@ impl Fabric for NvmeFabric {
     async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError> {
         let volume = &device.volume;
         let unseen = |reason: String| FabricError::HoldersUnseen { volume: volume.clone(), reason };
-        let DeviceId::Number { major, minor } = device.id else {
-            return Err(unseen("it has no device number".to_owned()));
-        };
-        let claimed = self.in_use.claim(&device.path, (major, minor)).await;
-        match claimed.map_err(|error| unseen(error.to_string()))? {
+        match claim_by_number(&self.in_use, device).await? {
             Claimed::Held(holders) => Ok(holders),
             Claimed::Free(_until_disconnected) => {
                 match self.find(volume).await? {
