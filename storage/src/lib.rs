@@ -21,6 +21,7 @@ mod machine;
 mod recover;
 mod snapshot;
 mod store;
+mod sync;
 mod types;
 mod writer;
 
@@ -29,12 +30,10 @@ pub use format::{MAX_ENTRY_BYTES, MAX_STATE_BYTES};
 pub use identity::Identity;
 pub use log::{LogStore, check_entry_size, check_membership_size};
 pub use machine::MachineStore;
-#[doc(hidden)]
-pub use store::Options;
 pub use store::Store;
+#[doc(hidden)]
+pub use sync::leave_writes_to_the_kernel;
 pub use types::{
     LogEntry, LogId, Membership, Proposal, ReplicaNode, SnapshotMeta, StoredMembership, TypeConfig, Vote,
 };
-#[doc(hidden)]
-pub use writer::Durability;
 pub use writer::LogStats;

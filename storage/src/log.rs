@@ -23,7 +23,7 @@ use crate::format::{MAX_ENTRY_BYTES, encode};
 use crate::identity::Identity;
 use crate::recover::{Mirror, Recovered, recover};
 use crate::types::{LogEntry, LogId, Membership, Proposal, ReplicaNode, TypeConfig, Vote};
-use crate::writer::{Durability, LogStats, Operation, QUEUE_OPERATIONS, Shared, Slot, Writer};
+use crate::writer::{LogStats, Operation, QUEUE_OPERATIONS, Shared, Slot, Writer};
 
 /// What openraft adds to a proposal in the log, generously: ids and tags.
 const ENTRY_OVERHEAD_BYTES: u64 = 128;
@@ -72,16 +72,11 @@ impl Drop for Inner {
 
 impl LogStore {
     /// Opens the log in `dir`, which belongs to `owner`.
-    pub(crate) fn open(
-        dir: &Path,
-        owner: &Identity,
-        lock: &Arc<File>,
-        durability: Durability,
-    ) -> Result<Self, StorageError> {
+    pub(crate) fn open(dir: &Path, owner: &Identity, lock: &Arc<File>) -> Result<Self, StorageError> {
         let Recovered { db, file, mirror, purged } = recover(dir, owner)?;
         let shared = Arc::new(Shared::default());
         let (queue, operations) = mpsc::channel(QUEUE_OPERATIONS);
-        let writer = Writer { db, file, durability, queue: operations, purged, shared: shared.clone() };
+        let writer = Writer { db, file, queue: operations, purged, shared: shared.clone() };
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run())

@@ -10,7 +10,6 @@ use crate::format::FORMAT;
 use crate::identity::Identity;
 use crate::log::LogStore;
 use crate::machine::MachineStore;
-use crate::writer::Durability;
 
 const FORMAT_FILE: &str = "FORMAT";
 const IDENTITY_FILE: &str = "identity";
@@ -32,30 +31,16 @@ pub struct Store {
     pub identity: Identity,
 }
 
-/// What tests may change.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    /// How far a commit goes before it is answered.
-    pub durability: Durability,
-}
-
 impl Store {
     /// Opens the directory, which is created if it is not there. It blocks: not for an async thread.
     pub fn open(dir: &Path) -> Result<Self, StorageError> {
-        Self::open_with(dir, Options::default())
-    }
-
-    /// As [`Store::open`], with options for tests.
-    #[doc(hidden)]
-    pub fn open_with(dir: &Path, options: Options) -> Result<Self, StorageError> {
         files::create_dir(dir)?;
         let lock = Arc::new(lock(dir)?);
         files::remove_unfinished(dir)?;
         check_format(dir)?;
         let identity = open_identity(dir, &lock)?;
         let machine = MachineStore::open(&dir.join(SNAPSHOTS_DIR), &lock)?;
-        let log = LogStore::open(&dir.join(LOG_DIR), &identity, &lock, options.durability)?;
+        let log = LogStore::open(&dir.join(LOG_DIR), &identity, &lock)?;
         if log.purged() > machine.applied_log_id() {
             let problem = "the log is purged beyond the newest snapshot: a snapshot is missing";
             return Err(StorageError::damaged(dir, problem));

@@ -2,11 +2,11 @@
 //!
 //! Everything that changes the log on disk arrives in one queue and is carried out in its order: the vote too,
 //! since a vote that overtook an append, or fell behind one, would be another history. What is queued together is
-//! committed together: one sled batch, one flush, one fdatasync, then the answers.
+//! committed together: one sled batch, one flush, then the answers.
 //!
-//! sled's flush alone leaves data in the device's and the kernel's caches, so the fdatasync on its file is what
-//! makes an answer true. The first error is final: the kernel may drop dirty pages after a failed sync and report
-//! the next one as good, so nothing is written or synced after it, and every later operation gets an error.
+//! The fdatasync within sled's flush ([`crate::sync`]) is what makes an answer true. The first error is final: the
+//! kernel may drop dirty pages after a failed sync and report the next one as good, so nothing is written or synced
+//! after it, and every later operation gets an error.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::sync;
 use crate::types::TypeConfig;
 
 /// How many operations may wait for the writer; more wait at the door.
@@ -82,17 +83,6 @@ pub(crate) enum Operation {
     Truncate { entries: Range<u64>, done: Done },
     /// Writes the purge marker, and after that is on disk removes the entries, bit by bit.
     Purge { marker: Vec<u8>, entries: Range<u64> },
-}
-
-/// How far a commit goes before it is answered.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// To the disk.
-    #[default]
-    Fdatasync,
-    /// To the kernel. It loses acknowledged writes in a power cut: for the test which shows that it sees that.
-    FlushOnly,
 }
 
 /// What the writer has done since it was opened.
@@ -179,11 +169,11 @@ impl Commit {
             Operation::PutLazily { slot, value } => self.batch.insert(slot.key(), value),
             Operation::Truncate { entries, done } => {
                 self.truncated += entries.clone().count();
-                for index in entries {
+                for index in entries.clone() {
                     self.batch.remove(&entry_key(index));
                 }
                 self.answers.push(Answer::Done(done));
-                self.must_sync = true;
+                self.must_sync |= !entries.is_empty();
             }
             Operation::Purge { marker, entries } => {
                 self.batch.insert(Slot::Purged.key(), marker);
@@ -199,7 +189,6 @@ pub(crate) struct Writer {
     pub(crate) db: sled::Db,
     /// sled's data file.
     pub(crate) file: File,
-    pub(crate) durability: Durability,
     pub(crate) queue: mpsc::Receiver<Operation>,
     /// Entries below the durable purge marker that are still to be removed.
     pub(crate) purged: VecDeque<Range<u64>>,
@@ -290,13 +279,15 @@ impl Writer {
     }
 
     fn write(&self, batch: sled::Batch, must_sync: bool) -> io::Result<()> {
+        let syncs = sync::syncs();
         self.db.apply_batch(batch)?;
         if !must_sync {
             return Ok(());
         }
         self.db.flush()?;
-        if self.durability == Durability::Fdatasync {
-            self.file.sync_data()?;
+        // Whatever sled or the linker may do one day: without this, nothing would show until a power cut.
+        if sync::syncs() == syncs {
+            return Err(io::Error::other("sled wrote without a sync"));
         }
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -304,20 +295,38 @@ impl Writer {
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
+
     use super::*;
+
+    /// Puts what takes every write, and cannot be synced, in place of the open file `path`.
+    fn make_unsyncable(path: &Path) {
+        let null = File::create("/dev/null").unwrap();
+        for entry in fs::read_dir("/proc/self/fd").unwrap() {
+            let opened = entry.unwrap().path();
+            if fs::read_link(&opened).is_ok_and(|target| target == path) {
+                let fd = opened.file_name().unwrap().to_str().unwrap().parse().unwrap();
+                // SAFETY: `fd` is the open file of a sled that this test owns, and stays open.
+                assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), fd) }, fd);
+            }
+        }
+    }
 
     #[test]
     fn after_a_failed_sync_nothing_is_written_and_everything_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let db = sled::open(dir.path()).unwrap();
+        db.flush().unwrap();
+        make_unsyncable(&dir.path().join("db"));
         let (queue, operations) = mpsc::channel(QUEUE_OPERATIONS);
         let shared = Arc::new(Shared::default());
         let writer = Writer {
             db: db.clone(),
-            // What cannot be synced.
-            file: File::open("/dev/null").unwrap(),
-            durability: Durability::Fdatasync,
+            file: File::open(dir.path()).unwrap(),
             queue: operations,
             purged: VecDeque::new(),
             shared: shared.clone(),

@@ -28,10 +28,12 @@ use rand::Rng;
 use rustix::io::Errno;
 use rustix::ioctl;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use storage::{Durability, LogEntry, Options, Store};
+use storage::{LogEntry, Store};
 
 /// How often the power is cut.
-const CUTS: u32 = 50;
+const CUTS: u32 = 100;
+/// How often on one file system: while its files grow, more than the data has to get to the disk.
+const CUTS_PER_DISK: u32 = 10;
 /// How many cuts may pass until the writer without fdatasync has lost something.
 const CUTS_WITHOUT_SYNC: u32 = 20;
 /// How often the power is cut while a store is opened for the first time.
@@ -61,8 +63,8 @@ const KEPT_ENTRIES: u64 = 100;
 
 /// Where the writer's process finds its store, and how far it goes.
 const DIR_VARIABLE: &str = "POWER_CUT_DIR";
-const DURABILITY_VARIABLE: &str = "POWER_CUT_DURABILITY";
-const FLUSH_ONLY: &str = "flush-only";
+const SYNC_VARIABLE: &str = "POWER_CUT_SYNC";
+const NOTHING: &str = "nothing";
 /// The test that the writer's process is started as.
 const WRITER_TEST: &str = "nothing_acknowledged_is_lost_in_power_cuts";
 
@@ -72,14 +74,14 @@ fn nothing_acknowledged_is_lost_in_power_cuts() {
         return be_the_writer(Path::new(&dir));
     }
     let started = Instant::now();
-    let outcome = cut_power(Durability::Fdatasync, CUTS).expect("the cuts can be made");
+    let outcome = cut_power(Sync::Disk, CUTS).expect("the cuts can be made");
     println!("{outcome:?} in {:?}", started.elapsed());
     assert_eq!((outcome.cuts, outcome.lost.as_slice()), (CUTS, [].as_slice()));
 }
 
 #[test]
 fn without_fdatasync_the_same_test_sees_losses() {
-    let outcome = cut_power(Durability::FlushOnly, CUTS_WITHOUT_SYNC).expect("the cuts can be made");
+    let outcome = cut_power(Sync::Nothing, CUTS_WITHOUT_SYNC).expect("the cuts can be made");
     println!("{outcome:?}");
     assert!(!outcome.lost.is_empty(), "{CUTS_WITHOUT_SYNC} cuts without fdatasync lost nothing");
 }
@@ -98,18 +100,27 @@ fn cut_power_in_first_start(cuts: u32) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     while outcome.cuts < cuts && outcome.lost.is_empty() {
         let dir = disk.mount_point().join(format!("store-{}", outcome.cuts));
-        let writer = Writer::start(&dir, Durability::Fdatasync)?;
+        let writer = Writer::start(&dir, Sync::Disk)?;
         thread::sleep(Duration::from_micros(rand::rng().random_range(FIRST_START_US)));
         disk.cut_power()?;
         let acknowledged = writer.kill_and_collect(&Acknowledged::default())?;
         disk.remount()?;
         outcome.cuts += 1;
         outcome.acknowledged_entries += acknowledged.index;
-        if let Err(lost) = check(&dir, Durability::Fdatasync, &acknowledged) {
+        if let Err(lost) = check(&dir, &acknowledged) {
             outcome.lost.push(format!("cut {}: {lost:#}", outcome.cuts));
         }
     }
     Ok(outcome)
+}
+
+/// What the writer's process syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    /// All, as usual.
+    Disk,
+    /// Nothing that sled writes.
+    Nothing,
 }
 
 /// What came of the cuts.
@@ -122,12 +133,16 @@ struct Outcome {
 }
 
 /// Cuts the power up to `cuts` times, until something is lost.
-fn cut_power(durability: Durability, cuts: u32) -> Result<Outcome> {
+fn cut_power(sync: Sync, cuts: u32) -> Result<Outcome> {
     let mut disk = Disk::create()?;
     let mut outcome = Outcome::default();
     let mut before = Acknowledged::default();
     while outcome.cuts < cuts && outcome.lost.is_empty() {
-        let mut writer = Writer::start(&disk.store(), durability)?;
+        if outcome.cuts > 0 && outcome.cuts.is_multiple_of(CUTS_PER_DISK) {
+            disk = Disk::create()?;
+            before = Acknowledged::default();
+        }
+        let mut writer = Writer::start(&disk.store(), sync)?;
         writer.wait_for_first()?;
         thread::sleep(Duration::from_millis(rand::rng().random_range(RUN_MS)));
         disk.cut_power()?;
@@ -136,7 +151,7 @@ fn cut_power(durability: Durability, cuts: u32) -> Result<Outcome> {
         outcome.cuts += 1;
         outcome.acknowledged_entries += acknowledged.index - before.index;
         outcome.acknowledged_votes += acknowledged.term - before.term;
-        match check(&disk.store(), durability, &acknowledged) {
+        match check(&disk.store(), &acknowledged) {
             Ok(found) => before = found,
             Err(lost) => outcome.lost.push(format!("cut {}: {lost:#}", outcome.cuts)),
         }
@@ -169,15 +184,15 @@ impl Acknowledged {
 }
 
 /// Opens the store and compares; what is there now. sled panics on some of what a lost write leaves: lost as well.
-fn check(dir: &Path, durability: Durability, acknowledged: &Acknowledged) -> Result<Acknowledged> {
-    match panic::catch_unwind(|| compare(dir, durability, acknowledged)) {
+fn check(dir: &Path, acknowledged: &Acknowledged) -> Result<Acknowledged> {
+    match panic::catch_unwind(|| compare(dir, acknowledged)) {
         Ok(compared) => compared,
         Err(_) => bail!("the store cannot be read: it panics"),
     }
 }
 
-fn compare(dir: &Path, durability: Durability, acknowledged: &Acknowledged) -> Result<Acknowledged> {
-    let mut store = Store::open_with(dir, Options { durability }).context("cannot open the store")?;
+fn compare(dir: &Path, acknowledged: &Acknowledged) -> Result<Acknowledged> {
+    let mut store = Store::open(dir).context("cannot open the store")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let (state, entries, vote) = runtime.block_on(async {
         let state = store.log.get_log_state().await?;
@@ -213,12 +228,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(dir: &Path, durability: Durability) -> Result<Self> {
+    fn start(dir: &Path, sync: Sync) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", WRITER_TEST, "--nocapture"]);
         command.env(DIR_VARIABLE, dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        if durability == Durability::FlushOnly {
-            command.env(DURABILITY_VARIABLE, FLUSH_ONLY);
+        if sync == Sync::Nothing {
+            command.env(SYNC_VARIABLE, NOTHING);
         }
         let mut process = command.spawn().context("cannot start the writer")?;
         let output = process.stdout.take().context("the writer has no output")?;
@@ -359,17 +374,18 @@ fn expected(index: u64) -> LogEntry {
 
 /// Appends, votes, makes snapshots and purges until the disk fails or the process is killed.
 fn be_the_writer(dir: &Path) {
-    let flush_only = std::env::var(DURABILITY_VARIABLE).is_ok_and(|value| value == FLUSH_ONLY);
-    let durability = if flush_only { Durability::FlushOnly } else { Durability::Fdatasync };
+    if std::env::var(SYNC_VARIABLE).is_ok_and(|value| value == NOTHING) {
+        storage::leave_writes_to_the_kernel();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     // The harness may have begun a line.
     println!();
-    let ended = runtime.block_on(write(dir, durability));
+    let ended = runtime.block_on(write(dir));
     println!("ended: {ended:?}");
 }
 
-async fn write(dir: &Path, durability: Durability) -> Result<()> {
-    let mut store = Store::open_with(dir, Options { durability })?;
+async fn write(dir: &Path) -> Result<()> {
+    let mut store = Store::open(dir)?;
     let mut term = store.log.read_vote().await?.map_or(0, |vote| vote.leader_id.term);
     let mut next = store.log.get_log_state().await?.last_log_id.map_or(0, |id| id.index + 1);
     let mut applied = store.machine.applied_log_id().map_or(0, |id| id.index + 1);
