@@ -30,7 +30,6 @@ async fn without_a_quorum_callers_are_told_in_time() -> Result<()> {
         let describe = DescribeVolumesRequest {
             node_id: "node-a".to_owned(),
             volume_ids: vec![id.clone(), "pvc-unknown".to_owned()],
-            and_revoking: true,
         };
         let described = gateway.describe_volumes(within(limit, describe.clone())).await?.into_inner();
         let phases: Vec<_> = described

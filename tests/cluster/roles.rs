@@ -128,7 +128,7 @@ fn report(node: &str) -> ReportDisconnectedRequest {
 }
 
 fn describe(node: &str) -> DescribeVolumesRequest {
-    DescribeVolumesRequest { node_id: node.to_owned(), and_revoking: true, ..Default::default() }
+    DescribeVolumesRequest { node_id: node.to_owned(), ..Default::default() }
 }
 
 fn session(node: &str) -> impl tokio_stream::Stream<Item = NodeReport> + use<> {

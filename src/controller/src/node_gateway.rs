@@ -143,8 +143,7 @@ impl NodeGateway for Gateway {
         let node = self.own_node(&request, &message.node_id).await?;
         let volumes = described_volumes(&message.volume_ids)?;
         let deadline = crate::deadline::of(&request, ANSWER_TIMEOUT);
-        let reply =
-            self.replica.read(deadline, |state| description(state, &node, &volumes, message.and_revoking));
+        let reply = self.replica.read(deadline, |state| description(state, &node, &volumes));
         let reply = reply.await.map_err(|error| status::no_quorum(&error.to_string()))?;
         Ok(Response::new(reply))
     }
@@ -158,13 +157,8 @@ fn described_volumes(ids: &[String]) -> Result<Vec<VolumeId>, Status> {
     ids.iter().map(|id| field("volume_ids", VolumeId::parse(id))).collect()
 }
 
-/// What the ledger says of `volumes` to `node`, and which others are being revoked from it.
-fn description(
-    state: &State,
-    node: &NodeId,
-    volumes: &[VolumeId],
-    and_revoking: bool,
-) -> v1::DescribeVolumesReply {
+/// What the ledger says of `volumes` to `node`.
+fn description(state: &State, node: &NodeId, volumes: &[VolumeId]) -> v1::DescribeVolumesReply {
     let described = |id: &VolumeId| {
         let volume = state.volume(id);
         let attachment = volume.and_then(|volume| volume.attachments.get(node));
@@ -177,15 +171,7 @@ fn description(
             }),
         }
     };
-    let is_revoking = |id: &VolumeId| {
-        let attachment = state.volume(id).and_then(|volume| volume.attachments.get(node));
-        attachment.is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking)
-    };
-    let others = state.volumes().keys().filter(|id| and_revoking && is_revoking(id) && !volumes.contains(id));
-    v1::DescribeVolumesReply {
-        volumes: volumes.iter().map(described).collect(),
-        revoking: others.take(MAX_DESCRIBED_VOLUMES).map(ToString::to_string).collect(),
-    }
+    v1::DescribeVolumesReply { volumes: volumes.iter().map(described).collect() }
 }
 
 fn phase(phase: AttachmentPhase) -> v1::AttachmentPhase {
@@ -310,7 +296,7 @@ mod tests {
     }
 
     fn attachment(state: &State, id: &VolumeId, name: &str) -> Option<(u64, v1::AttachmentPhase)> {
-        let reply = description(state, &node(name), std::slice::from_ref(id), false);
+        let reply = description(state, &node(name), std::slice::from_ref(id));
         let [described] = reply.volumes.as_slice() else { panic!("{reply:?}") };
         assert_eq!((described.volume_id.as_str(), described.known), (id.as_str(), true));
         described.attachment.as_ref().map(|attachment| (attachment.generation, attachment.phase()))
@@ -335,35 +321,15 @@ mod tests {
     fn what_the_ledger_does_not_know_is_said_so_and_in_order() {
         let state = ledger(1);
         let asked = [VolumeId::parse("elsewhere").unwrap(), volume(0), volume(1)];
-        let reply = description(&state, &node("node-a"), &asked, true);
+        let reply = description(&state, &node("node-a"), &asked);
         let said: Vec<_> =
             reply.volumes.iter().map(|volume| (volume.volume_id.as_str(), volume.known)).collect();
         assert_eq!(said, [("elsewhere", false), (asked[1].as_str(), true), (asked[2].as_str(), false)]);
-        assert_eq!(reply.revoking, Vec::<String>::new());
-    }
-
-    #[test]
-    fn revocations_not_asked_about_are_listed_when_wanted() {
-        let mut state = ledger(4);
-        for (number, name) in [(0, "node-a"), (1, "node-a"), (2, "node-b")] {
-            revoke(&mut state, &volume(number), name);
-        }
-        publish(&mut state, &volume(3), "node-a");
-        let revoking =
-            |asked: &[VolumeId], wanted| description(&state, &node("node-a"), asked, wanted).revoking;
-        assert_eq!(revoking(&[], true), [volume(0).to_string(), volume(1).to_string()]);
-        assert_eq!(revoking(&[volume(0)], true), [volume(1).to_string()]);
-        assert_eq!(revoking(&[], false), Vec::<String>::new());
     }
 
     #[test]
     fn an_answer_is_bounded() {
         let most = u16::try_from(MAX_DESCRIBED_VOLUMES).unwrap();
-        let mut state = ledger(most + 1);
-        for number in 0..=most {
-            revoke(&mut state, &volume(number), "node-a");
-        }
-        assert_eq!(description(&state, &node("node-a"), &[], true).revoking.len(), MAX_DESCRIBED_VOLUMES);
         let ids = |count: u16| (0..count).map(|number| volume(number).to_string()).collect::<Vec<_>>();
         assert_eq!(described_volumes(&ids(most)).unwrap().len(), MAX_DESCRIBED_VOLUMES);
         let refused = described_volumes(&ids(most + 1)).unwrap_err();

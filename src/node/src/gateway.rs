@@ -282,23 +282,17 @@ impl Gateway {
         asked.await.map(|_| ())
     }
 
-    /// Asks what the ledger says of these volumes, and, if wanted, which others are being cut from this node.
+    /// Asks what the ledger says of these volumes.
     pub(crate) async fn describe(
         &self,
         volumes: &[VolumeId],
-        and_revoking: bool,
         until: Instant,
     ) -> Result<Described, GatewayError> {
         let mut described = Described::default();
-        let mut parts: Vec<&[VolumeId]> = volumes.chunks(DESCRIBED_AT_ONCE).collect();
-        if parts.is_empty() && and_revoking {
-            parts.push(&[]);
-        }
-        for part in parts {
+        for part in volumes.chunks(DESCRIBED_AT_ONCE) {
             let request = DescribeVolumesRequest {
                 node_id: self.identity.node.to_string(),
                 volume_ids: part.iter().map(ToString::to_string).collect(),
-                and_revoking,
             };
             let asked = self.ask(until, |mut client, limit| {
                 let request = with_limit(request.clone(), limit);
@@ -307,7 +301,6 @@ impl Gateway {
             let taken = described.take(part, asked.await?);
             taken.map_err(|reason| GatewayError::NoAnswer { last: format!("unreadable: {reason}") })?;
         }
-        described.revoking.retain(|volume| !described.standings.contains_key(volume));
         Ok(described)
     }
 

@@ -4,7 +4,7 @@
 //! A name under the driver's prefix proves nothing, as a host's own disks may bear it too: only a volume that the
 //! ledger knows is ours to disconnect. No answer is an error, and never reads as "unknown".
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proto::node::v1::{AttachmentPhase, DescribeVolumesReply, VolumeDescription};
 use state_machine::{Generation, VolumeId};
@@ -31,8 +31,6 @@ pub(crate) enum InLedger {
 pub(crate) struct Described {
     /// Each volume that was asked about.
     pub(crate) standings: BTreeMap<VolumeId, InLedger>,
-    /// Other volumes that are being cut from this node, and are not proven to be.
-    pub(crate) revoking: BTreeSet<VolumeId>,
 }
 
 impl Described {
@@ -47,10 +45,6 @@ impl Described {
         }
         for (volume, described) in asked.iter().zip(&reply.volumes) {
             self.standings.insert(volume.clone(), standing(volume, described)?);
-        }
-        for id in reply.revoking {
-            let volume = VolumeId::parse(&id).map_err(|error| format!("revoking {id:?} {error}"))?;
-            self.revoking.insert(volume);
         }
         Ok(())
     }
@@ -77,7 +71,7 @@ fn standing(volume: &VolumeId, described: &VolumeDescription) -> Result<InLedger
 impl NodeVolumes {
     /// What the ledger says of the volume by `until`.
     pub(crate) async fn in_ledger(&self, volume: &VolumeId, until: Instant) -> Result<InLedger, NodeError> {
-        let described = self.gateway.describe(std::slice::from_ref(volume), false, until).await?;
+        let described = self.gateway.describe(std::slice::from_ref(volume), until).await?;
         // Every volume that was asked about is in the answer.
         Ok(described.standings.get(volume).copied().unwrap_or(InLedger::Unknown))
     }
@@ -127,16 +121,12 @@ mod tests {
 
     #[test]
     fn an_answer_that_does_not_fit_the_question_is_none() {
-        let reply = |volumes: Vec<_>, revoking: &[&str]| DescribeVolumesReply {
-            volumes,
-            revoking: revoking.iter().map(|id| (*id).to_owned()).collect(),
-        };
         let asked = [volume("a")];
         let mut answer = Described::default();
-        assert!(answer.take(&asked, reply(Vec::new(), &[])).is_err(), "a volume left out is not unknown");
-        assert!(answer.take(&asked, reply(vec![described("a", true, None)], &["a b"])).is_err());
-        answer.take(&asked, reply(vec![described("a", true, None)], &["c"])).unwrap();
+        let none = DescribeVolumesReply { volumes: Vec::new() };
+        assert!(answer.take(&asked, none).is_err(), "a volume left out is not unknown");
+        let described = DescribeVolumesReply { volumes: vec![described("a", true, None)] };
+        answer.take(&asked, described).unwrap();
         assert_eq!(answer.standings[&volume("a")], InLedger::NotAttached);
-        assert!(answer.revoking.contains(&volume("c")));
     }
 }

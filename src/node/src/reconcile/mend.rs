@@ -55,10 +55,6 @@ impl Reconciler {
                 let owned = volume.clone();
                 Some(self.locked(volume, async move { volumes.end_idle(&owned, &kubelet).await }).await)
             }
-            Finding::NotReported { volume } => {
-                let owned = volume.clone();
-                Some(self.locked(volume, async move { volumes.report_cut(&owned).await }).await)
-            }
             Finding::DeadStaging { volume, path, elsewhere } if elsewhere.is_empty() => {
                 let (owned, path) = (volume.clone(), path.clone());
                 let work = async move { volumes.unmount_dead(&owned, &path, &kubelet).await };
@@ -135,15 +131,6 @@ impl NodeVolumes {
         }
         self.report_disconnected(volume, until()).await?;
         Ok(LetGo::Off)
-    }
-
-    /// Has the controllers know that the volume, which they cut from here, is off.
-    async fn report_cut(&self, volume: &VolumeId) -> Result<Outcome, NodeError> {
-        if self.fabric.find(volume).await? != Observed::Absent {
-            return left("it is connected");
-        }
-        self.report_disconnected(volume, until()).await?;
-        Ok(Outcome::Mended)
     }
 
     /// Unmounts a staging path whose device is gone, if that is its only mount and the kernel knows of no user.

@@ -14,7 +14,6 @@
 //! | the same, but mounted, published or held | reported: its users keep it |
 //! | connected and attached | left: kubelet may be about to stage it, and a block volume has no more |
 //! | the same without a device, for [`WITHOUT_DEVICE_MS`] and more | reported: the kernel goes on reconnecting |
-//! | being cut, and not connected | the controllers are told: that is the proof which frees the attachment |
 //! | a staging mount whose device is gone, and no other mount of it | unmounted, if the kernel finds no user |
 //! | the same with other mounts; a pod's mount whose device is gone | reported: its pods have to be restarted |
 //! | a mount of ours that shows another device | reported |
@@ -104,7 +103,7 @@ impl Reconciler {
         let facts: NodeFacts = lookout.look().await?;
         let asked: Vec<_> = facts.volumes().into_iter().collect();
         let until = Instant::now() + Duration::from_millis(DESCRIBE_LIMIT_MS);
-        let ledger = self.volumes.gateway.describe(&asked, true, until).await?;
+        let ledger = self.volumes.gateway.describe(&asked, until).await?;
         Ok(plan(&facts, &ledger))
     }
 

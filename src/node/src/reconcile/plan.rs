@@ -23,8 +23,6 @@ pub(crate) enum Finding {
     InUse { volume: VolumeId, uses: Vec<String> },
     /// A connection that has not had a device for long.
     WithoutDevice { volume: VolumeId, state: String },
-    /// A volume that is being cut, and that is not connected.
-    NotReported { volume: VolumeId },
     /// A staging mount whose device is gone, and where else that device is mounted.
     DeadStaging { volume: VolumeId, path: PathBuf, elsewhere: Vec<PathBuf> },
     /// A pod's mount whose device is gone.
@@ -41,13 +39,12 @@ pub(crate) enum Finding {
 
 impl Finding {
     /// The kinds, as metrics and logs name them.
-    pub(crate) const KINDS: [&str; 12] = [
+    pub(crate) const KINDS: [&str; 11] = [
         "foreign_connection",
         "connection_not_in_ledger",
         "idle_connection",
         "connection_in_use_without_attachment",
         "connection_without_device",
-        "revocation_not_reported",
         "dead_staging_mount",
         "dead_target_mount",
         "other_device_mounted",
@@ -64,13 +61,12 @@ impl Finding {
             Self::Idle { .. } => 2,
             Self::InUse { .. } => 3,
             Self::WithoutDevice { .. } => 4,
-            Self::NotReported { .. } => 5,
-            Self::DeadStaging { .. } => 6,
-            Self::DeadTarget { .. } => 7,
-            Self::OtherMount { .. } => 8,
-            Self::DeadNode { .. } => 9,
-            Self::OtherNode { .. } => 10,
-            Self::Links { .. } => 11,
+            Self::DeadStaging { .. } => 5,
+            Self::DeadTarget { .. } => 6,
+            Self::OtherMount { .. } => 7,
+            Self::DeadNode { .. } => 8,
+            Self::OtherNode { .. } => 9,
+            Self::Links { .. } => 10,
         };
         Self::KINDS[place]
     }
@@ -87,8 +83,7 @@ impl Finding {
             Self::NotInLedger { volume }
             | Self::Idle { volume }
             | Self::InUse { volume, .. }
-            | Self::WithoutDevice { volume, .. }
-            | Self::NotReported { volume } => (volume.as_str(), None),
+            | Self::WithoutDevice { volume, .. } => (volume.as_str(), None),
             Self::DeadStaging { volume, path, .. }
             | Self::DeadTarget { volume, path }
             | Self::OtherMount { volume, path, .. }
@@ -123,9 +118,6 @@ impl fmt::Display for Finding {
             Self::WithoutDevice { volume, state } => {
                 write!(f, "{volume}'s connection is {state} and has no device; is the appliance reachable?")
             }
-            Self::NotReported { volume } => {
-                write!(f, "{volume} is being cut from here, and is not connected")
-            }
             Self::DeadStaging { volume, path, elsewhere } if elsewhere.is_empty() => {
                 write!(f, "{volume} is staged at {}, and its device is gone", shown(path))
             }
@@ -159,10 +151,6 @@ pub(crate) fn plan(facts: &NodeFacts, ledger: &Described) -> Vec<Finding> {
     let mut findings: Vec<_> =
         facts.foreign.iter().map(|name| Finding::Foreign { name: name.clone() }).collect();
     findings.extend(facts.connections.iter().filter_map(|connection| of_connection(connection, ledger)));
-    let described = ledger.standings.iter().filter(|(_, standing)| matches!(standing, InLedger::Revoking(_)));
-    let revoking = described.map(|(volume, _)| volume).chain(&ledger.revoking);
-    let unreported = revoking.filter(|volume| connection(facts, volume).is_none());
-    findings.extend(unreported.map(|volume| Finding::NotReported { volume: volume.clone() }));
     findings.extend(facts.paths.iter().filter_map(|path| of_path(path, facts, ledger)));
     findings
 }
@@ -237,7 +225,7 @@ mod tests {
     }
 
     fn says(standing: InLedger) -> Described {
-        Described { standings: [(volume(), standing)].into(), ..Described::default() }
+        Described { standings: [(volume(), standing)].into() }
     }
 
     /// Connected as device 259:1, or without one for that long.
@@ -294,18 +282,6 @@ mod tests {
     fn foreign_names_are_reported() {
         let facts = NodeFacts { foreign: vec!["root disk".to_owned()], ..NodeFacts::default() };
         assert_eq!(plan(&facts, &Described::default()), [Finding::Foreign { name: "root disk".to_owned() }]);
-    }
-
-    #[test]
-    fn a_revocation_without_a_connection_is_to_be_reported() {
-        let unreported = [Finding::NotReported { volume: volume() }];
-        let listed = Described { revoking: [volume()].into(), ..Described::default() };
-        assert_eq!(plan(&NodeFacts::default(), &listed), unreported);
-        assert_eq!(plan(&NodeFacts::default(), &says(revoking())), unreported);
-        // It may have been connected after the ledger was asked for the others.
-        assert_eq!(plan(&connected(None, &[]), &listed), []);
-        assert_eq!(plan(&NodeFacts::default(), &says(attached())), []);
-        assert_eq!(plan(&NodeFacts::default(), &says(InLedger::NotAttached)), []);
     }
 
     #[test]

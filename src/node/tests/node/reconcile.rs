@@ -190,19 +190,6 @@ async fn what_was_published_after_the_look_stays() {
 }
 
 #[tokio::test]
-async fn a_revocation_of_what_is_not_connected_is_reported() {
-    let story = begin(&rwx()).await;
-    story.gateway.ledger(OTHER, Standing::Revoking);
-    let mut heard = Vec::new();
-    wait_for("the report", async || {
-        heard.extend(story.gateway.heard());
-        !heard.is_empty()
-    })
-    .await;
-    assert!(matches!(&heard[0], Heard::Disconnected(report) if report.volume_id == OTHER), "{heard:?}");
-}
-
-#[tokio::test]
 async fn a_staging_mount_without_its_device_is_taken_away() {
     let mut story = staged(&ext4()).await;
     story.publish(&ext4()).await.unwrap();

@@ -306,8 +306,8 @@ impl NodeGateway for Scripted {
         &self,
         request: Request<DescribeVolumesRequest>,
     ) -> Result<Response<DescribeVolumesReply>, Status> {
-        let DescribeVolumesRequest { volume_ids, and_revoking, .. } = request.into_inner();
-        self.script.lock().unwrap().looks += usize::from(and_revoking);
+        let volume_ids = request.into_inner().volume_ids;
+        self.script.lock().unwrap().looks += 1;
         self.describe_turns.acquire().await.unwrap().forget();
         let mut script = self.script.lock().unwrap();
         if let Some(code) = script.undescribed {
@@ -318,12 +318,8 @@ impl NodeGateway for Scripted {
             let standing = next.or_else(|| script.ledger.get(volume_id).copied());
             description(volume_id, standing.unwrap_or(Standing::Granted))
         };
-        let is_another = |(id, standing): &(&String, &Standing)| {
-            and_revoking && **standing == Standing::Revoking && !volume_ids.contains(id)
-        };
-        let revoking = script.ledger.iter().filter(is_another).map(|(id, _)| id.clone()).collect();
         let volumes = volume_ids.iter().map(describe).collect();
-        Ok(Response::new(DescribeVolumesReply { volumes, revoking }))
+        Ok(Response::new(DescribeVolumesReply { volumes }))
     }
 }
 
