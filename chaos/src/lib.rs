@@ -1,0 +1,6 @@
+//! Chaos: faults while migrations run, and invariants that are checked on what was recorded.
+//!
+//! `history` is what a run records, in the simulator or with real processes; `invariants` judge it and know nothing
+//! of the code that made it.
+
+pub mod history;

@@ -1,0 +1,3 @@
+//! The chaos suite's command line.
+
+fn main() {}
