@@ -14,6 +14,7 @@ pub mod ctl;
 pub mod dev;
 mod failure;
 pub mod logging;
+mod open_files;
 pub mod services;
 mod table;
 pub mod termination;

@@ -12,6 +12,7 @@ use routeros_simulator::Simulator;
 
 use crate::arguments::ServiceArguments;
 use crate::failure::Failure;
+use crate::open_files;
 use crate::termination;
 
 pub(crate) use simulator::{SimulatedLatencies, SimulatedPool, SimulatorSettings};
@@ -20,6 +21,10 @@ pub(crate) use simulator::{SimulatedLatencies, SimulatedPool, SimulatorSettings}
 pub async fn controller(arguments: &ServiceArguments) -> Result<(), Failure> {
     let config = settings(&arguments.config, ControllerConfig::parse)?;
     let stop = termination(arguments)?;
+    match open_files::allow_all() {
+        Ok(limit) => tracing::info!(limit, "open files, one for each node's session"),
+        Err(error) => tracing::warn!("{error:#}: nodes beyond it have no session"),
+    }
     controller::run(config, stop).await.context("the controller ended")?;
     Ok(())
 }

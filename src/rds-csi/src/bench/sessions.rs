@@ -7,12 +7,11 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use proto::node::v1::node_gateway_client::NodeGatewayClient;
 use proto::node::v1::{NodeReport, RegisterRequest, VolumeReport};
 use rand::Rng;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -21,6 +20,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::certificates::{Authority, Owner};
 use crate::dev::Cluster;
+use crate::open_files;
 use crate::table::Table;
 
 /// How long an election may take before the run is given up.
@@ -68,7 +68,7 @@ enum Talk {
 
 /// Runs the measurement and prints the table.
 pub(super) async fn measure(arguments: &SessionsArguments) -> anyhow::Result<()> {
-    allow_open_files(u64::from(arguments.nodes) + OTHER_FILES)?;
+    open_files::allow(u64::from(arguments.nodes) + OTHER_FILES)?;
     // One replica: no election on a busy machine takes the sessions elsewhere in the middle.
     let builder = Cluster::builder().controllers(1).nodes(0).log_filter("error").instant_appliance();
     let mut cluster = builder.start().await?;
@@ -276,19 +276,6 @@ impl Talking {
             }
         }
     }
-}
-
-/// Lets this process, and those that it starts, have so many files open.
-fn allow_open_files(wanted: u64) -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if let Some(most) = limit.maximum {
-        ensure!(most >= wanted, "{wanted} open files are needed, and {most} is the limit (ulimit -Hn)");
-    }
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-        setrlimit(Resource::Nofile, raised).context("cannot allow so many open files")?;
-    }
-    Ok(())
 }
 
 /// The process' memory that is in RAM, in MiB.
