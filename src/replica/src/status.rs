@@ -107,10 +107,11 @@ pub(crate) fn status(inner: &Inner) -> ReplicaStatus {
     }
 }
 
-/// Whether the replica leads and a quorum answered it lately.
+/// Whether the replica leads and a quorum answered it lately. The only voter is its own quorum, whom nobody answers.
 pub(crate) fn leads_a_quorum(metrics: &Metrics, timing: &Timing) -> bool {
+    let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
     let acked = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
-    metrics.state == ServerState::Leader && acked.is_some_and(|ago| ago <= lately(timing))
+    metrics.state == ServerState::Leader && (alone || acked.is_some_and(|ago| ago <= lately(timing)))
 }
 
 pub(crate) fn members(metrics: &Metrics, timing: &Timing) -> Vec<MemberStatus> {
@@ -147,7 +148,26 @@ pub(crate) fn successor(leader: u64, members: &[MemberStatus]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn a_leader_needs_answers_unless_it_is_the_only_voter() {
+        let leads = |voters: &[u64]| {
+            let voters: BTreeSet<u64> = voters.iter().copied().collect();
+            let nodes = [1, 2, 3].map(|id| (id, storage::ReplicaNode::default()));
+            let membership = storage::Membership::new(vec![voters], BTreeMap::from(nodes)).unwrap();
+            let mut metrics = Metrics::new_initial(1);
+            metrics.state = ServerState::Leader;
+            metrics.membership_config = Arc::new(storage::StoredMembership::new(None, membership));
+            leads_a_quorum(&metrics, &Timing::default())
+        };
+        assert!(leads(&[1]));
+        assert!(!leads(&[1, 2, 3]));
+        assert!(!leads(&[2]));
+    }
 
     fn member(id: u64, voter: bool, matched_index: Option<u64>, answers: bool) -> MemberStatus {
         let (name, address) = (format!("r{id}"), format!("r{id}:1"));
