@@ -220,6 +220,7 @@ fn ledger_commands() -> Vec<Command> {
             node: second,
             volume: Some(volume.clone()),
             up_to: generation(8),
+            words: 9,
             proof: OffProof::Operator { name: "ann".to_owned() },
         },
         Command::DeleteVolume { volume: volume.clone() },
@@ -243,8 +244,8 @@ fn commands_and_state_version_1() {
     assert_eq!(
         (hash(&commands).as_str(), hash(&bytes).as_str()),
         (
-            "2ae1575718030b712a55bb539004ea3831d0e62b644413c99037d7ffde777698",
-            "c0f4d1f2b3b149b78b7e74533bb93655e17c6768ed4b5477ec0a3d88a1ed65f6"
+            "f4093c64a70df449e958b1c933702af443116ff4a40f9a61867f2487fd0f711a",
+            "037b9672be5e484c5f763ece2b88c6c2097feb90b6fad9915d8c843fadaf0bd7"
         )
     );
 }

@@ -128,6 +128,7 @@ fn longest_commands() -> Vec<Command> {
             node,
             volume: Some(of()),
             up_to: generation,
+            words: u64::MAX,
             proof: OffProof::Operator { name: "n".repeat(MAX_NODE_ID_BYTES) },
         },
     ]

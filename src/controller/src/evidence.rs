@@ -60,6 +60,11 @@ impl Evidence for LeadersEvidence {
         Some(self.sessions.now().saturating_sub(heard))
     }
 
+    fn listening(&self) -> Option<Duration> {
+        let since = self.sessions.in_office_since()?;
+        Some(self.sessions.now().saturating_sub(since))
+    }
+
     fn kubevirt(&self, volume: &VolumeId, migration: &Migration) -> KubeVirt {
         let newer_than = self.asked_since(migration.id);
         let seen = self.observer.index().migration(volume, &migration.source, &migration.target, newer_than);

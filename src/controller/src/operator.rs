@@ -107,18 +107,20 @@ impl Operator for OperatorService {
             return Err(Status::failed_precondition(unproven(&volume, &node)));
         }
         let held = |state: &State| {
-            let volume = state.volume(&volume)?;
-            Some(volume.attachments.get(&node).map(|attachment| attachment.generation))
+            let words = state.nodes().get(&node).map_or(0, |known| known.words);
+            let attachments = &state.volume(&volume)?.attachments;
+            Some(attachments.get(&node).map(|attachment| (attachment.generation, words)))
         };
-        let held: Option<Option<Generation>> = self.read(&request, held).await?;
+        let held: Option<Option<(Generation, u64)>> = self.read(&request, held).await?;
         let held = held.ok_or_else(|| Status::not_found(format!("volume {volume} is not known")))?;
-        let Some(up_to) = held else {
+        let Some((up_to, words)) = held else {
             return Ok(Response::new(v1::DetachVolumeReply { was_attached: false }));
         };
         let command = Command::NodeIsOff {
             node: node.clone(),
             volume: Some(volume.clone()),
             up_to,
+            words,
             proof: OffProof::Operator { name: name.clone() },
         };
         let answer = self.replica.propose(command, deadline(&request)).await;

@@ -7,6 +7,7 @@
 pub mod context;
 mod deadline;
 mod identity;
+mod mkfs;
 pub mod parse;
 mod requests;
 mod server;

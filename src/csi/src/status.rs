@@ -24,6 +24,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::NodeFull { .. } => Code::ResourceExhausted,
         Refusal::StillAttached { .. }
         | Refusal::CutOff { .. }
+        | Refusal::NodeSpoke { .. }
         | Refusal::OtherMachine { .. }
         | Refusal::AttachedElsewhere { .. }
         | Refusal::NotMigrating { .. }
@@ -165,6 +166,7 @@ mod tests {
                 Code::FailedPrecondition,
             ),
             (Refusal::PastMoment { node: node() }, Code::Aborted),
+            (Refusal::NodeSpoke { node: node() }, Code::FailedPrecondition),
             (Refusal::OtherBoot { node: node(), present: BootId::parse("b").unwrap() }, Code::Aborted),
             (
                 Refusal::OtherMachine { node: node(), host_nqn: Nqn::parse("nqn.x").unwrap() },

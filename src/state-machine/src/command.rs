@@ -193,6 +193,8 @@ pub enum Command {
         volume: Option<VolumeId>,
         /// The newest generation when that was seen: what was attached since is not meant.
         up_to: Generation,
+        /// How often it had been heard when that was seen: a node that spoke since is not off.
+        words: u64,
         /// How that is known.
         proof: OffProof,
     },

@@ -59,7 +59,8 @@ impl State {
             require(attachment.generation <= self.last_generation, "an attachment from the future");
             require(self.nodes.contains_key(node), "attached to an unknown node");
             let leaving = attachment.phase == AttachmentPhase::Revoking;
-            require(leaving || !volume.cut_off.contains(node), "attached to a node that was cut off");
+            let reaped = leaving && attachments.len() == 2;
+            require(reaped || !volume.cut_off.contains(node), "the last one, or one that stays, was cut off");
         }
         let history: Vec<_> =
             volume.history.iter().map(|r| (r.number, r.at)).chain([(u64::MAX, self.clock)]).collect();

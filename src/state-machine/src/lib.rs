@@ -32,7 +32,7 @@ pub use migration::{
     DEFAULT_MIGRATION_TIMEOUT_SECONDS, ENDED_MIGRATIONS_KEPT, EndedMigration, MAX_MIGRATION_TIMEOUT_SECONDS,
     MIN_MIGRATION_TIMEOUT_SECONDS, Migration, MigrationId, MigrationOutcome, MigrationPhase, ReapDecision,
 };
-pub use mkfs::{MAX_MKFS_OPTIONS_BYTES, MAX_MKFS_WORDS, MkfsOptionRefused, MkfsOptions};
+pub use mkfs::{MAX_MKFS_OPTIONS_BYTES, MAX_MKFS_WORDS, MkfsOptions};
 pub use observed::{MAX_TEXT_CHARS, Observed, OffProof, VmiObservation, cut_text};
 pub use plan::{Step, StepKind, plan};
 pub use response::{Refusal, Response};

@@ -209,6 +209,12 @@ pub enum Refusal {
         /// The node.
         node: NodeId,
     },
+    /// A node that was to be taken for off.
+    #[error("node {node} spoke in the meantime: it is not off; if it is to be, shut it down first")]
+    NodeSpoke {
+        /// The node.
+        node: NodeId,
+    },
     /// Another boot of the node is recorded than the one that the registration replaces.
     #[error("node {node} is registered with boot {present}; only who knows that may replace it")]
     OtherBoot {

@@ -20,8 +20,8 @@ pub struct Node {
     pub host_nqn: Nqn,
     /// How many volumes it can take; 0 is no limit.
     pub max_volumes: u32,
-    /// When it last registered.
-    pub registered_at: LedgerTime,
+    /// How often it was heard: registrations, permissions to connect, reports.
+    pub words: u64,
 }
 
 /// An operation that was given up.

@@ -44,6 +44,9 @@ pub(crate) trait Evidence: Send + Sync + 'static {
     /// How long nothing was heard from the node's session; `None` if nothing ever was.
     fn silent_for(&self, node: &NodeId) -> Option<Duration>;
 
+    /// For how long sessions have been taken here without a break; `None` while they are not.
+    fn listening(&self) -> Option<Duration>;
+
     /// What KubeVirt says of this migration. Unknown while a watch is lost; that it ended is final at any age.
     fn kubevirt(&self, volume: &VolumeId, migration: &Migration) -> KubeVirt;
 

@@ -143,8 +143,19 @@ struct Office {
     stale: bool,
     migrations: BTreeMap<MigrationId, Watch>,
     nodes: BTreeMap<NodeId, Attention>,
+    /// What the ledger heard of each node, through whichever replica.
+    words: BTreeMap<NodeId, Words>,
     /// What is being proposed: one thing at a time, so that what is judged next knows its answer.
     proposing: Option<Motion>,
+}
+
+/// How often the ledger had heard a node, and since when this leader sees no more.
+#[derive(Debug, Clone, Copy)]
+struct Words {
+    count: u64,
+    since: Duration,
+    /// There were fewer when this leader looked first.
+    spoke: bool,
 }
 
 /// Something to propose, and what is said when it was accepted.
@@ -197,6 +208,7 @@ impl Office {
             stale: true,
             migrations: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            words: BTreeMap::new(),
             proposing: None,
         }
     }
@@ -250,11 +262,13 @@ impl Office {
     fn judge(&mut self, now: Duration, view: View<'_>) -> Vec<Effect> {
         self.stale = false;
         self.judged_at = Some(now);
-        let listened = now.saturating_sub(self.listening_since);
-        let hearing = Hearing::new(view, listened);
+        self.count_words(now, view.state);
+        let words = std::mem::take(&mut self.words);
+        let hearing = Hearing::new(view, &words, self.listening_since, now);
         let mut effects = Vec::new();
         let mut motions = self.judge_migrations(now, hearing, &mut effects);
         motions.extend(self.judge_nodes(now, hearing, &mut effects));
+        self.words = words;
         if self.proposing.is_none() {
             // Migrations come first: a side that is reaped and then proven off was reaped.
             if let Some(motion) = motions.into_iter().next() {
@@ -264,6 +278,19 @@ impl Office {
         }
         effects.extend(self.ask(now));
         effects
+    }
+
+    fn count_words(&mut self, now: Duration, state: &State) {
+        for (node, known) in state.nodes() {
+            match self.words.get_mut(node) {
+                Some(words) if words.count == known.words => {}
+                Some(words) => *words = Words { count: known.words, since: now, spoke: true },
+                None => {
+                    let words = Words { count: known.words, since: now, spoke: false };
+                    self.words.insert(node.clone(), words);
+                }
+            }
+        }
     }
 
     fn judge_migrations(
@@ -323,8 +350,9 @@ impl Office {
                 Some(OffVerdict::Off(proof)) => {
                     if attention.is_free(now) {
                         let what = format!("the node is off, what it had is free: {}", proof.words().1);
+                        let words = hearing.words.get(node).map_or(0, |words| words.count);
                         let (node, proof) = (node.clone(), proof.clone());
-                        let command = Command::NodeIsOff { node, volume: None, up_to, proof };
+                        let command = Command::NodeIsOff { node, volume: None, up_to, words, proof };
                         motions.push(Motion { about, command, what });
                     }
                     None
@@ -357,21 +385,45 @@ impl Office {
 struct Hearing<'a> {
     state: &'a State,
     evidence: &'a dyn Evidence,
+    words: &'a BTreeMap<NodeId, Words>,
+    now: Duration,
+    /// For so long this leader has listened to sessions, awake and without a break.
     listened: Duration,
-    /// Kubernetes has no more than half of the ledger's nodes missing.
+    /// Kubernetes has some of the ledger's nodes, and no more nodes speak that it does not have.
     knows_the_nodes: bool,
 }
 
 impl<'a> Hearing<'a> {
-    fn new(view: View<'a>, listened: Duration) -> Self {
+    fn new(
+        view: View<'a>,
+        words: &'a BTreeMap<NodeId, Words>,
+        listening_since: Duration,
+        now: Duration,
+    ) -> Self {
         let View { state, evidence } = view;
-        let missing = state.nodes().keys().filter(|node| evidence.standing(node) == Standing::Missing);
-        let knows_the_nodes = 2 * missing.count() <= state.nodes().len();
-        Self { state, evidence, listened, knows_the_nodes }
+        let listened = evidence.listening().unwrap_or_default().min(now.saturating_sub(listening_since));
+        let mut hearing = Self { state, evidence, words, now, listened, knows_the_nodes: false };
+        let stands = |node: &NodeId| evidence.standing(node);
+        let is_there = |node: &&NodeId| matches!(stands(node), Standing::Present | Standing::OutOfService);
+        let is_stranger = |node: &&NodeId| stands(node) == Standing::Missing && hearing.speaks(node);
+        let there = state.nodes().keys().filter(is_there).count();
+        hearing.knows_the_nodes = there > 0 && there >= state.nodes().keys().filter(is_stranger).count();
+        hearing
     }
 
+    /// How long nothing was heard from the node: not by its session with this leader, and not by the ledger.
     fn silence(&self, node: &NodeId) -> Duration {
-        self.evidence.silent_for(node).map_or(self.listened, |silence| silence.min(self.listened))
+        let session = self.evidence.silent_for(node).unwrap_or(self.listened);
+        let ledger = self.words.get(node).map(|words| self.now.saturating_sub(words.since));
+        session.min(ledger.unwrap_or_default()).min(self.listened)
+    }
+
+    fn speaks(&self, node: &NodeId) -> bool {
+        self.was_heard(node) && self.silence(node) < SILENCE_OF_A_LOST_SESSION
+    }
+
+    fn was_heard(&self, node: &NodeId) -> bool {
+        self.evidence.silent_for(node).is_some() || self.words.get(node).is_some_and(|words| words.spoke)
     }
 
     fn node(&self, node: &NodeId) -> NodeFacts {
@@ -379,7 +431,7 @@ impl<'a> Hearing<'a> {
             standing: self.evidence.standing(node),
             is_known_cluster: self.knows_the_nodes,
             silence: self.silence(node),
-            was_heard: self.evidence.silent_for(node).is_some(),
+            was_heard: self.was_heard(node),
         }
     }
 

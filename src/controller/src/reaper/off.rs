@@ -21,7 +21,7 @@ pub(crate) const SILENCE_OF_A_DELETED_NODE: Duration = Duration::from_secs(60);
 pub(crate) struct NodeFacts {
     /// What Kubernetes says.
     pub(crate) standing: Standing,
-    /// Kubernetes has at least half of the nodes that the ledger knows.
+    /// Kubernetes has some of the ledger's nodes, and no more nodes speak that it does not have.
     pub(crate) is_known_cluster: bool,
     /// How long this leader has listened to it and heard nothing.
     pub(crate) silence: Duration,
@@ -58,7 +58,7 @@ impl NodeFacts {
                 why: "it is tainted out-of-service; a leader new in office listens first whether it speaks",
             },
             Standing::Missing if !self.is_known_cluster => OffVerdict::LeaveAlone {
-                why: "Kubernetes does not have it, nor most of the other nodes: it is another cluster, or nodes have \
+                why: "Kubernetes does not have it, nor most of the nodes that speak: it is another cluster, or nodes have \
                       other names there, so that proves nothing",
             },
             Standing::Missing if self.silence >= SILENCE_OF_A_DELETED_NODE => {

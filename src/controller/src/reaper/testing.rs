@@ -138,6 +138,8 @@ impl Ledger {
 #[derive(Debug, Default)]
 pub(super) struct FakeEvidence {
     pub(super) now: Duration,
+    /// Since when sessions are taken.
+    pub(super) listening_since: Duration,
     pub(super) seen: BTreeMap<(VolumeId, NodeId), Seen>,
     pub(super) heard_at: BTreeMap<NodeId, Duration>,
     pub(super) kubevirt: BTreeMap<VolumeId, KubeVirt>,
@@ -154,8 +156,9 @@ impl FakeEvidence {
         self.heard_at.insert(node(name), self.now);
     }
 
-    /// What sessions forget when another leader takes office.
+    /// What sessions forget when another leader takes office, or this one was without a quorum.
     pub(super) fn forget_sessions(&mut self) {
+        self.listening_since = self.now;
         self.seen.clear();
         self.heard_at.clear();
     }
@@ -172,6 +175,10 @@ impl Evidence for FakeEvidence {
 
     fn silent_for(&self, node: &NodeId) -> Option<Duration> {
         self.heard_at.get(node).map(|at| self.now.saturating_sub(*at))
+    }
+
+    fn listening(&self) -> Option<Duration> {
+        Some(self.now.saturating_sub(self.listening_since))
     }
 
     fn kubevirt(&self, volume: &VolumeId, _migration: &Migration) -> KubeVirt {

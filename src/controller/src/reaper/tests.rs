@@ -304,8 +304,9 @@ fn a_deleted_node_loses_everything_after_a_minute_of_silence() {
         story.reports
     );
     story.pass(1);
-    let is_off =
-        Command::NodeIsOff { node: node("b"), volume: None, up_to: newest, proof: OffProof::NodeDeleted };
+    let words = story.ledger.state.nodes()[&node("b")].words;
+    let proof = OffProof::NodeDeleted;
+    let is_off = Command::NodeIsOff { node: node("b"), volume: None, up_to: newest, words, proof };
     assert_eq!((story.reaped(), story.accepted.last()), (vec!["b"], Some(&is_off)));
     let holders = [story.ledger.holders(0), story.ledger.holders(1), story.ledger.holders(2)];
     assert_eq!(holders, [vec!["a"], vec![], vec!["a"]]);
@@ -370,6 +371,55 @@ fn a_tainted_node_is_off_once_its_session_is_lost_and_not_while_it_speaks() {
         story.accepted
     );
     assert!(story.ledger.holders(0).is_empty() && story.ledger.holders(1).is_empty());
+}
+
+#[test]
+fn sessions_that_begin_anew_under_the_same_leader_are_waited_for() {
+    let mut ledger = Ledger::with(1, &["a"]);
+    ledger.attach(0, "a");
+    let mut story = Story::new(ledger);
+    story.stands("a", Standing::OutOfService);
+    for _ in 0..10 {
+        story.look("a", in_use());
+        story.pass(10);
+    }
+    // It had no quorum for a moment, and sent the nodes away.
+    story.evidence.forget_sessions();
+    story.pass(29);
+    assert_eq!(story.accepted, [], "nobody was heard since, but for 29 s only");
+    story.pass(1);
+    assert_eq!(story.accepted.len(), 1);
+}
+
+#[test]
+fn a_node_that_the_ledger_hears_is_not_off_whatever_its_session_does() {
+    let mut ledger = Ledger::with(2, &["a"]);
+    ledger.attach(0, "a");
+    let mut story = Story::new(ledger);
+    story.stands("a", Standing::Missing);
+    // It reaches another replica, not this one.
+    for _ in 0..10 {
+        story.pass(59);
+        story.ledger.report_off(1, "a");
+    }
+    assert_eq!(story.accepted, []);
+    story.pass(61);
+    assert_eq!(story.accepted.len(), 1);
+}
+
+#[test]
+fn nodes_that_were_replaced_long_ago_do_not_stand_in_the_way() {
+    let mut ledger = Ledger::with(1, &["a", "b", "c", "d", "e"]);
+    ledger.attach(0, "a");
+    let mut story = Story::new(ledger);
+    for name in ["a", "b", "c", "d", "bystander-a", "bystander-b", "bystander-c"] {
+        story.stands(name, Standing::Missing);
+    }
+    for _ in 0..7 {
+        story.look("e", Sight::Absent);
+        story.pass(10);
+    }
+    assert_eq!(story.accepted.len(), 1, "{:?}", story.reports);
 }
 
 #[test]

@@ -241,8 +241,9 @@ fn who_may_have_a_volume_connected_is_not_forgotten_with_the_session() {
     // A new leader has heard nobody; of whom somebody said that it is off, it waits to hear.
     let up_to = desk.attach("a");
     desk.attach("b");
+    let words = desk.state.nodes()[&node("a")].words;
     let proof = OffProof::Operator { name: "dev".to_owned() };
-    desk.apply(Command::NodeIsOff { node: node("a"), volume: None, up_to, proof });
+    desk.apply(Command::NodeIsOff { node: node("a"), volume: None, up_to, words, proof });
     desk.step(Event::LeftOffice);
     desk.step(Event::TookOffice { term: TERM + 1 });
     assert_eq!(desk.nodes_with(), [node("a")]);

@@ -9,6 +9,7 @@ use state_machine::{
 
 use super::RequestError;
 use super::field::{check_key, flag, id, number, quoted};
+use crate::mkfs;
 
 /// Keys with this prefix are the sidecars' own: accepted, not read.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
@@ -144,7 +145,7 @@ impl ClassParameters {
     /// Whether the `mkfsOptions` are fit for the file system that will be made.
     pub(crate) fn check_mkfs_options(&self, field: &str, fs_type: FsType) -> Result<(), RequestError> {
         let Some(options) = &self.mkfs_options else { return Ok(()) };
-        options.check_for(fs_type).map_err(|refused| {
+        mkfs::check(options, fs_type).map_err(|refused| {
             RequestError::invalid(format!("{field}[{}]", keys::MKFS_OPTIONS), refused.to_string())
         })
     }

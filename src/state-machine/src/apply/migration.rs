@@ -148,6 +148,39 @@ mod tests {
     }
 
     #[test]
+    fn the_reaped_side_stays_if_the_other_one_leaves_first() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        reap(&mut ledger, 1, "b");
+        ledger.unpublish("a");
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        assert_eq!(ledger.state.ended_migrations()[0].outcome, MigrationOutcome::Success);
+        assert_eq!(ledger.holders(), ["b"]);
+        // It has what it had, under the same generation, as soon as the export is confirmed.
+        let generation = ledger.grant("b", BLOCK_RWX);
+        let moment = ledger.moment("boot-1");
+        assert_eq!(ledger.permit("b", generation, moment), Response::Done);
+        let late = ledger.moment("boot-1");
+        ledger.report_off("b", late);
+        assert_eq!(ledger.holders(), ["b"], "a cut that was on its way frees nothing");
+    }
+
+    #[test]
+    fn a_side_that_is_reaped_and_unpublished_goes_if_the_other_one_leaves_first() {
+        let mut ledger = migrating();
+        ledger.pass_seconds(300);
+        reap(&mut ledger, 1, "b");
+        ledger.unpublish("b");
+        ledger.unpublish("a");
+        for side in ["a", "b"] {
+            let moment = ledger.moment("boot-1");
+            ledger.report_off(side, moment);
+        }
+        assert!(ledger.holders().is_empty());
+    }
+
+    #[test]
     fn an_unpublish_in_the_middle_of_a_reap_clears_the_mark() {
         let mut ledger = migrating();
         ledger.pass_seconds(300);

@@ -67,8 +67,8 @@ impl State {
                 self.report_disconnected(&volume, &node, moment)
             }
             Command::Reap { volume, migration, decision } => self.reap(&volume, migration, decision),
-            Command::NodeIsOff { node, volume, up_to, proof } => {
-                Ok(self.node_is_off(&node, volume.as_ref(), up_to, proof))
+            Command::NodeIsOff { node, volume, up_to, words, proof } => {
+                self.node_is_off(&node, volume.as_ref(), up_to, words, proof)
             }
         }
     }

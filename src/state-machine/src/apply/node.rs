@@ -16,10 +16,9 @@ impl State {
         host_nqn: Nqn,
         max_volumes: u32,
     ) -> Result<Response, Refusal> {
-        let registered_at = self.clock;
         let may_be_connected = self.may_be_connected(&id);
         let Some(node) = self.nodes.get_mut(&id) else {
-            self.nodes.insert(id, Node { boot, host_nqn, max_volumes, registered_at });
+            self.nodes.insert(id, Node { boot, host_nqn, max_volumes, words: 1 });
             return Ok(Response::Done);
         };
         let rebooted = node.boot != boot;
@@ -30,7 +29,7 @@ impl State {
             // A boot of another machine says nothing of this one's connections.
             return Err(Refusal::OtherMachine { node: id, host_nqn: node.host_nqn.clone() });
         }
-        *node = Node { boot, host_nqn, max_volumes, registered_at };
+        *node = Node { boot, host_nqn, max_volumes, words: node.words + 1 };
         if rebooted {
             self.connections_died(&id);
         }
@@ -64,7 +63,7 @@ impl State {
         generation: Generation,
         moment: NodeMoment,
     ) -> Result<Response, Refusal> {
-        self.check_boot(node, &moment)?;
+        self.hear(node, &moment)?;
         let attachment = self.attachment(id, node, generation)?;
         match attachment.phase {
             AttachmentPhase::Granted => {}
@@ -85,7 +84,7 @@ impl State {
         node: &NodeId,
         moment: NodeMoment,
     ) -> Result<Response, Refusal> {
-        self.check_boot(node, &moment)?;
+        self.hear(node, &moment)?;
         let attachment = self.volumes.get_mut(id).and_then(|volume| volume.attachments.get_mut(node));
         let Some(attachment) = attachment else { return Ok(Response::Done) };
         if attachment.heard.as_ref() == Some(&moment) && attachment.connection == Connection::Disconnected {
@@ -100,11 +99,15 @@ impl State {
         Ok(Response::Done)
     }
 
-    fn check_boot(&self, id: &NodeId, moment: &NodeMoment) -> Result<(), Refusal> {
-        match self.nodes.get(id) {
+    /// The node speaks, if it is its present boot. What it says may still be of the past: that it speaks is not.
+    fn hear(&mut self, id: &NodeId, moment: &NodeMoment) -> Result<(), Refusal> {
+        match self.nodes.get_mut(id) {
             None => Err(Refusal::NodeNotFound { node: id.clone() }),
             Some(node) if node.boot != moment.boot => Err(Refusal::PastMoment { node: id.clone() }),
-            Some(_) => Ok(()),
+            Some(node) => {
+                node.words += 1;
+                Ok(())
+            }
         }
     }
 }
@@ -220,6 +223,24 @@ mod tests {
         let moment = ledger.moment("boot-1");
         ledger.report_off("a", moment);
         assert_eq!(ledger.apply(other(replaces)), Response::Done, "once the first one is off");
+    }
+
+    #[test]
+    fn each_word_of_the_present_boot_counts_as_heard() {
+        let mut ledger = Ledger::with_volume();
+        let words = |ledger: &Ledger| ledger.state.nodes()[&node("a")].words;
+        let before = words(&ledger);
+        let generation = ledger.grant("a", EXT4_RWO);
+        assert_eq!(words(&ledger), before, "others spoke of it");
+        let moment = ledger.moment("boot-1");
+        ledger.permit("a", generation, moment);
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        ledger.reboot("a", "boot-1", "boot-2");
+        assert_eq!(words(&ledger), before + 3);
+        let past = ledger.moment("boot-1");
+        ledger.report_off("a", past);
+        assert_eq!(words(&ledger), before + 3, "what an earlier boot sent");
     }
 
     #[test]

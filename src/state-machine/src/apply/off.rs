@@ -2,20 +2,24 @@
 
 use crate::ids::{NodeId, VolumeId};
 use crate::observed::OffProof;
-use crate::response::Response;
+use crate::response::{Refusal, Response};
 use crate::state::State;
 use crate::volume::{Generation, Volume};
 
 impl State {
     /// Revokes and frees the node's attachments up to a generation, the last one of a volume too: nobody is there any
-    /// more who could use it. What was attached after the proof was seen stays.
+    /// more who could use it. What was attached after the proof was seen stays, and a node that spoke since has all.
     pub(super) fn node_is_off(
         &mut self,
         node: &NodeId,
         volume: Option<&VolumeId>,
         up_to: Generation,
+        words: u64,
         proof: OffProof,
-    ) -> Response {
+    ) -> Result<Response, Refusal> {
+        if self.nodes.get(node).is_some_and(|known| known.words > words) {
+            return Err(Refusal::NodeSpoke { node: node.clone() });
+        }
         let is_meant = |held: &Volume| {
             let attachment = held.attachments.get(node);
             volume.is_none_or(|id| *id == held.id) && attachment.is_some_and(|a| a.generation <= up_to)
@@ -27,7 +31,7 @@ impl State {
             self.cut_off(&id, node, evidence.clone());
             self.free(&id, node, &by, &evidence);
         }
-        Response::Done
+        Ok(Response::Done)
     }
 
     /// Revokes an attachment that the orchestrator has not given up, and marks the node: whoever reconciles would
@@ -47,14 +51,18 @@ mod tests {
     use crate::command::Command;
     use crate::history::Fact;
     use crate::migration::{MigrationId, MigrationOutcome, ReapDecision};
-    use crate::response::Refusal;
     use crate::testing::*;
 
     const OTHER: &str = "pvc-00000000-0000-4000-8000-000000000002";
 
     fn off(ledger: &mut Ledger, name: &str, only: Option<&str>, up_to: Generation) -> Response {
+        let words = words(ledger, name);
         let proof = OffProof::OutOfService;
-        ledger.apply(Command::NodeIsOff { node: node(name), volume: only.map(volume), up_to, proof })
+        ledger.apply(Command::NodeIsOff { node: node(name), volume: only.map(volume), up_to, words, proof })
+    }
+
+    fn words(ledger: &Ledger, name: &str) -> u64 {
+        ledger.state.nodes().get(&node(name)).map_or(0, |node| node.words)
     }
 
     fn newest(ledger: &Ledger) -> Generation {
@@ -75,6 +83,18 @@ mod tests {
 
     fn holders(ledger: &Ledger, id: &str) -> usize {
         ledger.state.volume(&volume(id)).unwrap().attachments.len()
+    }
+
+    #[test]
+    fn a_node_that_spoke_after_the_proof_was_seen_keeps_what_it_has() {
+        let mut ledger = two_volumes();
+        let (up_to, words) = (newest(&ledger), words(&ledger, "a"));
+        let moment = ledger.moment("boot-1");
+        ledger.report_off("a", moment);
+        let proof = OffProof::OutOfService;
+        let late = Command::NodeIsOff { node: node("a"), volume: None, up_to, words, proof };
+        assert_eq!(ledger.apply(late).refusal(), Refusal::NodeSpoke { node: node("a") });
+        assert_eq!((holders(&ledger, V), holders(&ledger, OTHER)), (1, 1));
     }
 
     #[test]
@@ -158,7 +178,8 @@ mod tests {
             ledger.connect("a", BLOCK_RWX);
             let up_to = ledger.connect("b", BLOCK_RWX);
             let proof = OffProof::Operator { name: "ann".to_owned() };
-            ledger.apply(Command::NodeIsOff { node: node(side), volume: None, up_to, proof });
+            let words = words(&ledger, side);
+            ledger.apply(Command::NodeIsOff { node: node(side), volume: None, up_to, words, proof });
             let ended = &ledger.state.ended_migrations()[0];
             assert_eq!((ended.outcome, ended.decided_by.as_str()), (outcome, "operator ann"));
             assert!(ended.evidence.contains(side) && ended.evidence.contains("ann says"), "{ended:?}");

@@ -63,7 +63,8 @@ impl State {
         proven
     }
 
-    /// Removes the attachment and ends the migration that it was a side of.
+    /// Removes the attachment and ends the migration that it was a side of. If the other side was being reaped, it is
+    /// the last one now, and has the volume again.
     pub(super) fn free(&mut self, id: &VolumeId, node: &NodeId, by: &str, evidence: &str) {
         let Some(volume) = self.volumes.get_mut(id) else { return };
         if volume.attachments.remove(node).is_none() {
@@ -75,6 +76,12 @@ impl State {
         self.record(id, Fact::Detached { node: node_id, by: by_whom, evidence: proof });
         let Some(migration) = migration else { return };
         self.deadlines.remove(&(migration.deadline, id.clone()));
+        if let Some(volume) = self.volumes.get_mut(id) {
+            let marked = &mut volume.cut_off;
+            let spared = volume.attachments.iter_mut().filter(|(node, _)| marked.remove(*node));
+            // The export is confirmed once more.
+            spared.for_each(|(_, attachment)| attachment.phase = AttachmentPhase::Granting);
+        }
         let (outcome, decided_by, evidence) = match migration.phase {
             MigrationPhase::Reaping(decision) if decision.stale == *node => {
                 (MigrationOutcome::Timeout, decision.decided_by, decision.evidence)
