@@ -1,6 +1,7 @@
 //! What Kubernetes shows decides who may have a volume, and people are told on the claim; the API server is simulated.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use proto::operator::v1::{ListMigrationsRequest, Migration};
@@ -152,6 +153,32 @@ async fn a_second_node_is_for_one_vm_that_migrates() -> Result<()> {
     .await
 }
 
+/// How long after the publish the pod shows for which it is made.
+const LATE: Duration = Duration::from_millis(400);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_seen_late_is_waited_for() -> Result<()> {
+    Lab::tell(async |lab| {
+        let server = SimulatedApiServer::start([]).await?;
+        watch_simulated(lab, &server, "").await?;
+        let csi = lab.csi(&lab.follower_name().await?)?;
+        let id = volume(&csi, &server, "late", &[]).await?;
+        server.put([launcher("virt-launcher-one", "one", SOURCE, &["late"])]);
+        insist("publish to the source", || csi.publish(publish(&id, SOURCE))).await?;
+
+        let shows = async {
+            tokio::time::sleep(LATE).await;
+            server.put([launcher("virt-launcher-two", "two", TARGET, &["late"])]);
+        };
+        let (answer, ()) = tokio::join!(csi.publish(publish(&id, TARGET)), shows);
+        let refused = answer.err().context("admitted beside another VM")?;
+        ensure!(refused.message().contains("virt-launcher-two (VM two)"), "{refused}");
+        ensure!(attached_nodes(lab, &id).await? == [SOURCE]);
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_event_is_there_once_whoever_leads() -> Result<()> {
     Lab::tell_on(Cluster::builder().nodes(3), async |lab| {
@@ -167,15 +194,15 @@ async fn each_event_is_there_once_whoever_leads() -> Result<()> {
             Ok(())
         })
         .await?;
+        let csi = lab.csi(&lab.follower_name().await?)?;
+        insist("publish to the target", || csi.publish(publish(&id, TARGET))).await?;
         eventually("the count", async || {
             let text = lab.metrics(&lab.leader_name().await?).await?;
-            let line = "rds_csi_events_posted_total{reason=\"VolumeAttached\"} 1";
+            let line = "rds_csi_events_posted_total{reason=\"MigrationStarted\"} 1";
             ensure!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
             Ok(())
         })
         .await?;
-        let csi = lab.csi(&lab.follower_name().await?)?;
-        insist("publish to the target", || csi.publish(publish(&id, TARGET))).await?;
         kill_the_leader(lab).await?;
         let csi = lab.csi(&lab.follower_name().await?)?;
         let third = eventually("the refusal of a third", async || {

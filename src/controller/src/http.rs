@@ -54,7 +54,8 @@ async fn ready(State(http): State<Http>) -> (StatusCode, String) {
 async fn metrics(State(http): State<Http>) -> Response {
     let status = http.replica.status();
     let gauges = Gauges {
-        is_leader: status.leader == Some(status.id),
+        // One that no quorum follows may have a successor already, and then everything would count twice.
+        is_leader: status.leader == Some(status.id) && status.quorum_ok,
         term: status.term,
         last_log_index: status.last_log_index.unwrap_or(0),
         applied_index: status.applied_index.unwrap_or(0),

@@ -321,8 +321,30 @@ mod tests {
         metrics.operation("create_volume", Duration::from_millis(3), true);
         metrics.attach(Duration::from_millis(3), false, true);
         metrics.appliance_reached(true);
-        let text = String::from_utf8(metrics.text(&Gauges::default()).unwrap()).unwrap();
+        let ended = [MigrationOutcome::Success, MigrationOutcome::Failed, MigrationOutcome::Timeout];
+        let gauges = Gauges {
+            is_leader: true,
+            migrations_ended: ended.map(|outcome| (outcome, 4)).to_vec(),
+            overdue_migrations: 2,
+            ..Gauges::default()
+        };
+        metrics.migration_took(Duration::from_secs(20));
+        metrics.reaped();
+        metrics.stale_cleared();
+        metrics.event_posted("VolumeAttached");
+        let text = String::from_utf8(metrics.text(&gauges).unwrap()).unwrap();
         for line in [
+            "rds_csi_migration_migrations_total{result=\"success\"} 4",
+            "rds_csi_migration_migrations_total{result=\"failed\"} 4",
+            "rds_csi_migration_migrations_total{result=\"timeout\"} 4",
+            "rds_csi_migration_duration_seconds_bucket{le=\"15\"} 0",
+            "rds_csi_migration_duration_seconds_bucket{le=\"30\"} 1",
+            "rds_csi_migration_duration_seconds_bucket{le=\"600\"} 1",
+            "rds_csi_migration_overdue_migrations 2",
+            "rds_csi_attachment_reconcile_total{action=\"reaped\"} 1",
+            "rds_csi_attachment_reconcile_total{action=\"stale_cleared\"} 1",
+            "rds_csi_attachment_stale_cleared_total 1",
+            "rds_csi_events_posted_total{reason=\"VolumeAttached\"} 1",
             "rds_csi_volume_operations_total{operation=\"create_volume\",status=\"success\"} 1",
             "rds_csi_attachment_attach_total{status=\"failure\"} 1",
             "rds_csi_attachment_conflicts_total 1",

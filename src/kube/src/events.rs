@@ -2,7 +2,7 @@
 //!
 //! An event's object is named after what happened: whoever posts it again, after a failover for instance, finds it
 //! there and is done. Posting never waits and never fails a caller: the queue is bounded, and what does not fit, or
-//! is not accepted in a few attempts, is counted and forgotten.
+//! is not accepted for minutes, is counted and forgotten.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -24,8 +24,8 @@ use crate::index::ClaimRef;
 
 /// Events that may wait to be posted.
 const QUEUE: usize = 1_000;
-/// How often an event is tried.
-const ATTEMPTS: u32 = 5;
+/// For how long an event is tried: an API server that restarts, or is upgraded, is back by then.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long one attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after the first failed attempt; it doubles.
@@ -184,7 +184,8 @@ async fn post(client: &Client, driver: &str, event: &Event) -> EventOutcome {
     let api: Api<ApiEvent> = Api::namespaced(client.clone(), &event.claim.namespace);
     let object = object_of(event, driver, Timestamp::now());
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    for attempt in 1..=ATTEMPTS {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
         let problem = match timeout(ATTEMPT_TIMEOUT, api.create(&PostParams::default(), &object)).await {
             Ok(Ok(_)) => return EventOutcome::Posted,
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => {
@@ -197,13 +198,13 @@ async fn post(client: &Client, driver: &str, event: &Event) -> EventOutcome {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {ATTEMPT_TIMEOUT:?}"),
         };
-        if attempt == ATTEMPTS {
+        let pause = backoff.pause();
+        if Instant::now() + pause >= give_up {
             warn!(claim = %event.claim, reason = event.reason.name(), problem, "cannot post an event");
-            break;
+            return EventOutcome::Failed;
         }
-        sleep(backoff.pause()).await;
+        sleep(pause).await;
     }
-    EventOutcome::Failed
 }
 
 /// Whether the API server would say the same again.

@@ -9,7 +9,7 @@ use state_machine::{
     AccessType, AttachmentMode, AttachmentPhase, Command, Connection, Generation, NodeId, Problem, Refusal,
     Response, State, Volume, VolumeId,
 };
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::ControllerService;
 use crate::sessions::{Told, Usage};
@@ -20,6 +20,32 @@ const DETACH_WAIT_MS: u64 = 5_000;
 const SIGHTS_WAIT_MS: u64 = 4_000;
 /// How long it may take to say why a volume is not off yet; the answer is given without that otherwise.
 const REASON_WAIT_MS: u64 = 500;
+
+/// Why a publish fails.
+struct Denied {
+    status: Status,
+    /// Others have the volume.
+    conflict: bool,
+}
+
+impl From<Status> for Denied {
+    fn from(status: Status) -> Self {
+        Self { status, conflict: false }
+    }
+}
+
+impl From<&Refusal> for Denied {
+    fn from(refusal: &Refusal) -> Self {
+        let conflict = matches!(
+            refusal,
+            Refusal::AttachedElsewhere { .. }
+                | Refusal::TwoNodesAlready { .. }
+                | Refusal::SeveralVms { .. }
+                | Refusal::NotMigrating { .. }
+        );
+        Self { status: status::of_refusal(refusal), conflict }
+    }
+}
 
 /// How a grant that somebody waits for stands.
 enum Grant {
@@ -37,9 +63,9 @@ impl ControllerService {
         let wanted = parse::ControllerPublish::parse(&request)?;
         let begun = Instant::now();
         let result = self.attach(&wanted, deadline).await;
-        let is_conflict = result.as_ref().is_err_and(|status| status.code() == Code::FailedPrecondition);
+        let is_conflict = result.as_ref().is_err_and(|denied| denied.conflict);
         self.metrics.attach(begun.elapsed(), result.is_ok(), is_conflict);
-        if let Err(status) = &result {
+        if let Err(Denied { status, .. }) = &result {
             let (volume, node, reason) = (&wanted.volume, &wanted.node, status.message());
             let term = self.replica.status().term;
             tracing::info!(%volume, %node, term, code = ?status.code(), reason, "not attached");
@@ -47,14 +73,14 @@ impl ControllerService {
                 self.post_conflict(volume, node, reason);
             }
         }
-        result
+        result.map_err(|denied| denied.status)
     }
 
     async fn attach(
         &self,
         wanted: &parse::ControllerPublish,
         deadline: Instant,
-    ) -> Result<v1::ControllerPublishVolumeResponse, Status> {
+    ) -> Result<v1::ControllerPublishVolumeResponse, Denied> {
         let (id, node) = (&wanted.volume, &wanted.node);
         let class_fs_type = self.existing(id, deadline).await?.parameters.fs_type;
         let mode = wanted.mode(class_fs_type);
@@ -62,16 +88,18 @@ impl ControllerService {
         let look = |state: &State| grant_of(state, id, node, generation);
         let volume = match self.wait_for(deadline, look).await? {
             Some(Grant::Stands(volume)) => volume,
-            Some(Grant::Trouble(problem)) => return Err(status::of_problem(&problem)),
+            Some(Grant::Trouble(problem)) => return Err(status::of_problem(&problem).into()),
             Some(Grant::Gone) => {
                 return Err(Status::aborted(format!(
                     "volume {id} was unpublished from {node} meanwhile; try again"
-                )));
+                ))
+                .into());
             }
             None => {
                 return Err(Status::aborted(format!(
                     "the export of volume {id} is not confirmed yet; try again"
-                )));
+                ))
+                .into());
             }
         };
         let term = self.replica.status().term;
@@ -98,7 +126,8 @@ impl ControllerService {
         node: &NodeId,
         mode: AttachmentMode,
         deadline: Instant,
-    ) -> Result<Generation, Status> {
+    ) -> Result<Generation, Denied> {
+        self.await_pod(id, node, deadline).await;
         loop {
             let (volume, node, observed) = (id.clone(), node.clone(), self.observed(id));
             let response =
@@ -110,16 +139,16 @@ impl ControllerService {
                 | Response::Pending { .. }
                 | Response::Exists { .. }
                 | Response::Revoking { .. } => {
-                    return Err(Status::internal(format!("publish answered {response:?}")));
+                    return Err(Status::internal(format!("publish answered {response:?}")).into());
                 }
             };
             let Refusal::VmBusy { vm, other, .. } = &refusal else {
-                return Err(status::of_refusal(&refusal));
+                return Err(Denied::from(&refusal));
             };
             tracing::info!(volume = %id, vm, %other, "waits for another volume of its VM");
             let granted = |state: &State| (!is_being_granted(state, other, vm)).then_some(());
             if self.wait_for(deadline, granted).await?.is_none() {
-                return Err(status::of_refusal(&refusal));
+                return Err(Denied::from(&refusal));
             }
         }
     }

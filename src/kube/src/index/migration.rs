@@ -127,9 +127,7 @@ impl Index {
         }
         let Some(vmi) = self.find_vmi(volume)? else { return Ok(None) };
         self.vmims.newer_than(newer_than)?;
-        // Those of a VMI that had the same name and is gone say nothing of this one.
-        let last = of_vmi(&self.vmims, vmi).filter(|vmim| vmim.created_at_s >= vmi.created_at_s);
-        agree(vmi, last.max_by_key(|vmim| vmim.created_at_s))?;
+        agree(vmi, of_vmi(&self.vmims, vmi).max_by_key(|vmim| vmim.created_at_s))?;
         let node = match (&vmi.node, vmi.phase) {
             (Some(node), VmiPhase::Running) => node,
             (_, VmiPhase::Starting | VmiPhase::Final) | (None, VmiPhase::Running) => {
@@ -250,13 +248,14 @@ fn one_of<'a>(
     }
 }
 
+/// The VMI's migrations. Those of one that had the same name and is gone say nothing of this one.
 fn of_vmi<'a>(vmims: &'a Table<VmimFact>, vmi: &'a VmiFact) -> impl Iterator<Item = &'a VmimFact> {
     vmims
         .facts
         .range((vmi.namespace.clone(), String::new())..)
         .take_while(|((namespace, _), _)| *namespace == vmi.namespace)
         .map(|(_, vmim)| vmim)
-        .filter(|vmim| vmim.vmi == vmi.name)
+        .filter(|vmim| vmim.vmi == vmi.name && vmim.created_at_s >= vmi.created_at_s)
 }
 
 fn last_unfinished<'a>(vmims: &'a Table<VmimFact>, vmi: &'a VmiFact) -> Option<&'a VmimFact> {

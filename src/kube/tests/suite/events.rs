@@ -65,14 +65,22 @@ async fn the_same_event_is_posted_once_whoever_posts_it() {
 }
 
 #[tokio::test]
-async fn an_event_is_tried_a_few_times() {
+async fn an_event_is_tried_for_minutes_unless_that_is_pointless() {
     let server = SimulatedApiServer::start(&Cluster { objects: Vec::new() }).await;
     let (events, mut counted) = start(&server, CancellationToken::new());
     server.scene(|scene| scene.refuse_creations = vec![500, 500]);
     events.post(event("1"));
     assert_eq!(next(&mut counted).await, EventOutcome::Posted);
-    server.scene(|scene| scene.refuse_creations = vec![500; 5]);
+    server.scene(|scene| scene.refuse_creations = vec![503; 1_000]);
     events.post(event("2"));
+    let tried = || server.scene(|scene| scene.refuse_creations.len()) < 999;
+    while !tried() {
+        assert!(counted.try_recv().is_err(), "given up after the first attempt");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(300)).await;
+    tokio::time::resume();
     assert_eq!(next(&mut counted).await, EventOutcome::Failed);
     // The namespace is being deleted: it would not help to ask again.
     server.scene(|scene| scene.refuse_creations = vec![500, 403]);

@@ -183,6 +183,9 @@ fn a_publish_is_told_whether_the_vm_migrates() {
     assert_eq!(observed(&of_another), VmiObservation::NotMigrating, "another VM's migration");
     let elsewhere = base.clone().set(VMIM, "web-migration-2", "/metadata/namespace", json!("other"));
     assert_eq!(observed(&elsewhere), VmiObservation::NotMigrating, "another namespace's migration");
+    let made_anew =
+        base.clone().set(VMI, "web", "/metadata/creationTimestamp", json!("2026-11-20T10:00:00Z"));
+    assert_eq!(observed(&made_anew), VmiObservation::NotMigrating, "the migration of one that is gone");
     assert_eq!(observed(&base.clone().without(VMI, "web")), VmiObservation::Unknown);
     let mut broken = base.index(Instant::now());
     broken.set_health(Kind::Vmim, Health::Broken { since: Instant::now(), reason: "503".to_owned() });
