@@ -34,7 +34,8 @@ const BEGINNING_AT_ONCE: usize = 64;
 /// Unit of CPU time in proc(5): Linux shows hundredths of a second to all programs.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// As node plugins have it.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(5);
 /// The boot of all simulated nodes.
 const BOOT: &str = "bench-boot";
 /// Files that a process has open beside its connections, with room.
@@ -165,7 +166,7 @@ impl Nodes {
             let endpoint = Endpoint::from_shared(format!("https://{address}"))?
                 .tls_config(tls)?
                 .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE);
+                .keep_alive_timeout(KEEP_ALIVE_LIMIT);
             let interval = Duration::from_secs(arguments.interval);
             Ok(SimulatedNode { name, endpoint, volumes: arguments.volumes, interval })
         };
