@@ -334,14 +334,29 @@ impl Disk {
     }
 
     fn remount(&mut self) -> Result<()> {
-        // Another test's child has this one's open files too, from its fork to its exec.
         let deadline = Instant::now() + UNMOUNT_TIMEOUT;
+        loop {
+            self.unmount(deadline)?;
+            self.mount()?;
+            // Where another mount namespace has a copy of the mount, this is still the one that was shut down.
+            match File::open(self.mount_point()).and_then(|root| root.sync_all()) {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error).context("cannot be mounted again");
+                }
+                Err(_) => thread::sleep(UNMOUNT_POLL),
+            }
+        }
+    }
+
+    fn unmount(&mut self, deadline: Instant) -> Result<()> {
+        // Another test's child has this one's open files too, from its fork to its exec.
         while let Err(error) = unmount(self.mount_point(), UnmountFlags::empty()) {
             ensure!(error == Errno::BUSY && Instant::now() < deadline, "cannot unmount: {error}");
             thread::sleep(UNMOUNT_POLL);
         }
         self.mounted = false;
-        self.mount()
+        Ok(())
     }
 
     /// Nothing gets to the device any more, not even the journal.
