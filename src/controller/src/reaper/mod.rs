@@ -51,8 +51,10 @@ pub(crate) enum Event {
     TookOffice { term: u64 },
     /// It does no longer.
     LeftOffice,
-    /// The state or the evidence may be another.
+    /// The state may be another.
     Changed,
+    /// A node reported.
+    Heard,
     /// The time that [`Reaper::wake_at`] named has come.
     Timer,
     /// The sessions were asked.
@@ -181,6 +183,8 @@ impl Reaper {
                 return effects;
             }
             Event::TookOffice { .. } | Event::Changed => office.stale = true,
+            // With thousands of nodes, all would be judged for each: where nothing is doubtful it can wait.
+            Event::Heard => office.stale |= !office.migrations.is_empty() || !office.nodes.is_empty(),
             Event::Timer => {}
             Event::Asked { number } => office.asked(number),
             Event::Proposed { term, answer } => effects.extend(office.proposed(now, term, answer)),
@@ -266,8 +270,8 @@ impl Office {
         let words = std::mem::take(&mut self.words);
         let hearing = Hearing::new(view, &words, self.listening_since, now);
         let mut effects = Vec::new();
-        let mut motions = self.judge_migrations(now, hearing, &mut effects);
-        motions.extend(self.judge_nodes(now, hearing, &mut effects));
+        let mut motions = self.judge_migrations(now, &hearing, &mut effects);
+        motions.extend(self.judge_nodes(now, &hearing, &mut effects));
         self.words = words;
         if self.proposing.is_none() {
             // Migrations come first: a side that is reaped and then proven off was reaped.
@@ -296,7 +300,7 @@ impl Office {
     fn judge_migrations(
         &mut self,
         now: Duration,
-        hearing: Hearing<'_>,
+        hearing: &Hearing<'_>,
         effects: &mut Vec<Effect>,
     ) -> Vec<Motion> {
         let mut gone = std::mem::take(&mut self.migrations);
@@ -327,14 +331,14 @@ impl Office {
         motions
     }
 
-    fn judge_nodes(&mut self, now: Duration, hearing: Hearing<'_>, effects: &mut Vec<Effect>) -> Vec<Motion> {
-        let doubtful: BTreeMap<&NodeId, OffVerdict> = hearing
-            .state
-            .nodes()
-            .keys()
-            .map(|node| (node, hearing.node(node).verdict()))
-            .filter(|(_, verdict)| *verdict != OffVerdict::NotOff)
-            .collect();
+    fn judge_nodes(
+        &mut self,
+        now: Duration,
+        hearing: &Hearing<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Motion> {
+        let verdicts = hearing.doubtful.iter().map(|node| (*node, hearing.node(node).verdict()));
+        let doubtful: BTreeMap<&NodeId, OffVerdict> = verdicts.collect();
         let attached = newest_attachments(hearing.state, |node| doubtful.contains_key(node));
         self.nodes.retain(|node, _| attached.contains_key(node));
         let mut motions = Vec::new();
@@ -381,7 +385,6 @@ impl Office {
 }
 
 /// What this leader hears, and for how long it has listened.
-#[derive(Clone, Copy)]
 struct Hearing<'a> {
     state: &'a State,
     evidence: &'a dyn Evidence,
@@ -389,6 +392,8 @@ struct Hearing<'a> {
     now: Duration,
     /// For so long this leader has listened to sessions, awake and without a break.
     listened: Duration,
+    /// Nodes that Kubernetes says are out of service, or does not have.
+    doubtful: Vec<&'a NodeId>,
     /// Kubernetes has some of the ledger's nodes, and no more nodes speak that it does not have.
     knows_the_nodes: bool,
 }
@@ -402,12 +407,24 @@ impl<'a> Hearing<'a> {
     ) -> Self {
         let View { state, evidence } = view;
         let listened = evidence.listening().unwrap_or_default().min(now.saturating_sub(listening_since));
-        let mut hearing = Self { state, evidence, words, now, listened, knows_the_nodes: false };
-        let stands = |node: &NodeId| evidence.standing(node);
-        let is_there = |node: &&NodeId| matches!(stands(node), Standing::Present | Standing::OutOfService);
-        let is_stranger = |node: &&NodeId| stands(node) == Standing::Missing && hearing.speaks(node);
-        let there = state.nodes().keys().filter(is_there).count();
-        hearing.knows_the_nodes = there > 0 && there >= state.nodes().keys().filter(is_stranger).count();
+        let (mut there, mut missing, mut doubtful) = (0, Vec::new(), Vec::new());
+        for node in state.nodes().keys() {
+            match evidence.standing(node) {
+                Standing::Unknown => {}
+                Standing::Present => there += 1,
+                Standing::OutOfService => {
+                    there += 1;
+                    doubtful.push(node);
+                }
+                Standing::Missing => {
+                    missing.push(node);
+                    doubtful.push(node);
+                }
+            }
+        }
+        let mut hearing = Self { state, evidence, words, now, listened, doubtful, knows_the_nodes: false };
+        let strangers = missing.into_iter().filter(|node| hearing.speaks(node)).count();
+        hearing.knows_the_nodes = there > 0 && there >= strangers;
         hearing
     }
 

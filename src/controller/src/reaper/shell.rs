@@ -47,7 +47,7 @@ impl<E: Evidence> Shell<E> {
                 }
                 changed = news.changed() => {
                     if changed.is_err() { return }
-                    Event::Changed
+                    Event::Heard
                 }
                 () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => Event::Timer,
             };
