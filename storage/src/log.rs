@@ -189,7 +189,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let value = encode("a vote", vote, MAX_ENTRY_BYTES)?;
-        self.send_and_wait(|done| Operation::Put { slot: Slot::Vote, value, done }).await?;
+        if !planted::is(planted::Bug::VoteNotPersisted) {
+            self.send_and_wait(|done| Operation::Put { slot: Slot::Vote, value, done }).await?;
+        }
         self.mirror().vote = Some(*vote);
         Ok(())
     }

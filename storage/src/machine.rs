@@ -13,7 +13,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 use sha2::{Digest, Sha256};
-use state_machine::{Response, State};
+use state_machine::{Command, Entry, LedgerTime, Response, State};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -199,7 +199,10 @@ impl RaftSnapshotBuilder<TypeConfig> for MachineStore {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf> {
         let store = self.clone();
         blocking(move || {
-            let applied = store.lock_shared().clone();
+            let mut applied = store.lock_shared().clone();
+            if planted::is(planted::Bug::SnapshotWithoutTombstones) {
+                forget_tombstones(&mut applied.state);
+            }
             let snapshot = encode("the state", &applied.state, MAX_STATE_BYTES)?;
             let meta = SnapshotMeta { last_log_id: applied.last, last_membership: applied.membership };
             store.inner.snapshots.write(&meta, &snapshot)?;
@@ -211,6 +214,19 @@ impl RaftSnapshotBuilder<TypeConfig> for MachineStore {
             Ok(Snapshot { meta, snapshot })
         })
         .await
+    }
+}
+
+/// Forgets which nodes were cut off and not unpublished since. Only with the bug of that name planted.
+fn forget_tombstones(state: &mut State) {
+    let volumes = state.volumes().values();
+    let gone = volumes.flat_map(|volume| {
+        let nodes = volume.cut_off.iter().filter(|node| !volume.attachments.contains_key(*node));
+        nodes.map(|node| (volume.id.clone(), Some(node.clone())))
+    });
+    for (volume, node) in gone.collect::<Vec<_>>() {
+        let command = Command::Unpublish { volume, node, require_proof: true };
+        state.apply(Entry { at: LedgerTime::default(), command });
     }
 }
 

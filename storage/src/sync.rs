@@ -12,6 +12,8 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use planted::Bug;
+
 /// How often sled's data was synced in this process.
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 /// Whether the kernel may keep the data to itself.
@@ -34,7 +36,7 @@ pub fn leave_writes_to_the_kernel() {
 #[unsafe(no_mangle)]
 extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: u32) -> c_int {
     SYNCS.fetch_add(1, Ordering::Relaxed);
-    if LEFT_TO_THE_KERNEL.load(Ordering::Relaxed) {
+    if LEFT_TO_THE_KERNEL.load(Ordering::Relaxed) || planted::is(Bug::NoFsync) {
         return 0;
     }
     // SAFETY: it takes any number, and says EBADF to one that is no open file.

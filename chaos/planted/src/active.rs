@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
 
 use crate::{BUGS, Bug};
 
@@ -33,6 +34,12 @@ pub fn is(bug: Bug) -> bool {
 /// Plants `bug` in this process, in place of what was planted.
 pub fn plant(bug: Option<Bug>) {
     PLANTED.store(bug.map_or(NONE, |bug| bug as u8), Ordering::Relaxed);
+}
+
+/// The time of day, since 1970: for the bug that keeps deadlines by it.
+#[must_use]
+pub fn civil_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// A failpoint. If the file that arms them has its name, the file is removed and the process dies at once.

@@ -63,6 +63,9 @@ impl NodeVolumes {
         generation: Generation,
         until: Instant,
     ) -> Result<(), NodeError> {
+        if planted::is(planted::Bug::NoPermission) {
+            return Ok(());
+        }
         let mut asked_to_look = None;
         for _ in 0..MAX_LOOKS {
             let moment = self.identity.moment();

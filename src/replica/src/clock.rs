@@ -34,6 +34,9 @@ impl Default for SystemClock {
 
 impl MonotonicClock for SystemClock {
     fn elapsed(&self) -> Duration {
+        if planted::is(planted::Bug::WallClockReaper) {
+            return planted::civil_time();
+        }
         self.origin.elapsed()
     }
 }

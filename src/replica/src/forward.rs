@@ -2,7 +2,8 @@
 //!
 //! A question is asked again after every failure until its deadline, so it must not matter whether it is heard twice.
 //! Each attempt is bound to the term in which its leader was seen: one that was held up on its way decides nothing
-//! under a later leader, after whom the caller may have gone on.
+//! under a later leader, after whom the caller may have gone on. Under the same leader it decides nothing once a later
+//! attempt was heard ([`crate::attempts`]).
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use storage::{ReplicaNode, check_entry_size};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::attempts::AttemptId;
 use crate::codec;
 use crate::error::ProposeError;
 use crate::peers::Client;
@@ -65,6 +67,7 @@ pub(crate) struct Envelope {
     pub(crate) cluster_id: Vec<u8>,
     pub(crate) term: u64,
     pub(crate) timeout_ms: u64,
+    pub(crate) attempt: AttemptId,
 }
 
 /// Something that only the leader answers. Asking twice does no harm.
@@ -86,9 +89,11 @@ impl Inner {
         question: &Q,
         deadline: Instant,
     ) -> Result<Q::Answer, Unanswered> {
+        let mut id = AttemptId { asker: self.asker, question: self.next_question(), attempt: 0 };
         loop {
             let seat = seat(&self.raft.metrics().borrow_watched(), self.id);
-            let attempt = self.ask(question, &seat, deadline);
+            let attempt = self.ask(question, &seat, id, deadline);
+            id.attempt = id.attempt.saturating_add(1);
             let why = match tokio::time::timeout_at(deadline.into(), attempt).await {
                 Ok(Attempt::Answered(answer)) => return Ok(answer),
                 Ok(Attempt::Stopped) => return Err(Unanswered::Stopped),
@@ -121,7 +126,13 @@ impl Inner {
         }
     }
 
-    async fn ask<Q: Question>(&self, question: &Q, seat: &Seat, deadline: Instant) -> Attempt<Q::Answer> {
+    async fn ask<Q: Question>(
+        &self,
+        question: &Q,
+        seat: &Seat,
+        attempt: AttemptId,
+        deadline: Instant,
+    ) -> Attempt<Q::Answer> {
         let (term, id, node) = match seat {
             Seat::Nowhere => return Attempt::Retry(self.silence(seat)),
             Seat::Here { term } => {
@@ -143,7 +154,7 @@ impl Inner {
         };
         let remaining = deadline.saturating_duration_since(Instant::now());
         let timeout_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms };
+        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms, attempt };
         tokio::select! {
             biased;
             attempt = question.there(client, envelope) => match attempt {
@@ -210,6 +221,8 @@ pub(crate) fn garbled<T>() -> Attempt<T> {
 pub(crate) struct Proposed {
     command: Command,
     encoded: Vec<u8>,
+    /// Which attempt of another replica it is; none if this one asks itself.
+    forwarded: Option<AttemptId>,
 }
 
 impl Proposed {
@@ -220,7 +233,12 @@ impl Proposed {
         check_entry_size(&entry).map_err(|error| too_large(&error))?;
         let command = entry.command;
         let encoded = codec::encode(&command).map_err(|error| too_large(&error))?;
-        Ok(Self { command, encoded })
+        Ok(Self { command, encoded, forwarded: None })
+    }
+
+    /// The same, as another replica asks it.
+    pub(crate) fn forwarded(self, attempt: AttemptId) -> Self {
+        Self { forwarded: Some(attempt), ..self }
     }
 
     pub(crate) fn command(&self) -> &Command {
@@ -232,15 +250,20 @@ impl Question for Proposed {
     type Answer = Response;
 
     async fn here(&self, inner: &Inner, term: u64) -> Attempt<Response> {
-        match inner.office_in(term).await {
-            Some(office) => inner.write(&office, self.command.clone()).await,
-            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
+        let Some(office) = inner.office_in(term).await else {
+            return Attempt::Retry(format!("this replica does not lead in term {term}"));
+        };
+        if self.forwarded.is_some_and(|attempt| !inner.take_attempt(attempt)) {
+            return Attempt::Retry("it was asked again since".to_owned());
         }
+        inner.write(&office, self.command.clone()).await
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Response> {
-        let Envelope { cluster_id, term, timeout_ms } = envelope;
-        let request = ProposeRequest { cluster_id, term, timeout_ms, command: self.encoded.clone() };
+        let Envelope { cluster_id, term, timeout_ms, attempt } = envelope;
+        let AttemptId { asker, question, attempt } = attempt;
+        let command = self.encoded.clone();
+        let request = ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt };
         match leader.propose(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(propose_reply::Outcome::Response(bytes))) => {
                 codec::decode(&bytes).map_or_else(|_| garbled(), Attempt::Answered)
@@ -260,6 +283,9 @@ impl Question for ReadIndex {
     type Answer = u64;
 
     async fn here(&self, inner: &Inner, _term: u64) -> Attempt<u64> {
+        if planted::is(planted::Bug::NoLeaseCheck) {
+            return Attempt::Answered(inner.machine.applied_index());
+        }
         // Never LeaseRead: it would trust clocks.
         match inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
             Ok((read_at, _)) => Attempt::Answered(read_at.index()),
@@ -268,7 +294,7 @@ impl Question for ReadIndex {
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<u64> {
-        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let Envelope { cluster_id, term, timeout_ms, .. } = envelope;
         let request = ReadIndexRequest { cluster_id, term, timeout_ms };
         match leader.read_index(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(read_index_reply::Outcome::Index(index))) => Attempt::Answered(index),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::impls::ProgressResponder;
+use planted::Bug;
 use state_machine::{Command, Entry, LedgerTime, Refusal, Response, State};
 use storage::Proposal;
 use tokio::time::MissedTickBehavior;
@@ -108,7 +109,9 @@ impl Inner {
         if self.office.borrow().is_some_and(|office| office.term == term) {
             return;
         }
-        let clock = LedgerClock::take(self.machine.read(State::clock), &*self.clock);
+        let restarts = planted::is(Bug::ClockRestarts);
+        let base = if restarts { LedgerTime::default() } else { self.machine.read(State::clock) };
+        let clock = LedgerClock::take(base, &*self.clock);
         tracing::info!(replica = self.id, term, "leading");
         self.office.send_replace(Some(Office { term, clock }));
         self.leadership.send_replace(Some(Leadership { term }));
@@ -144,10 +147,14 @@ impl Inner {
             return Attempt::Answered(Response::Refused(Refusal::VersionTooLow { needed, current }));
         }
         let entry = Entry { at: office.ledger_time(&*self.clock), command };
+        let guess = planted::is(Bug::AnswerBeforeCommit).then(|| entry.clone());
         let (responder, answer) = ProgressResponder::complete_only();
         let write = self.raft.write(Proposal(entry)).with_leader(office.term).responder(responder);
         if write.await.is_err() {
             return Attempt::Stopped;
+        }
+        if let Some(entry) = guess {
+            return Attempt::Answered(self.machine.read(State::clone).apply(entry));
         }
         let mut holder = self.office.subscribe();
         let left = holder.wait_for(|holder| holder.is_none_or(|holder| holder.term != office.term));

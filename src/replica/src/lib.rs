@@ -11,6 +11,7 @@
 //! | `replica` | the handle, start and stop |
 //! | `leader` | when this replica leads, and the ledger's clock while it does |
 //! | `forward` | finding the leader and asking it, again and again until the deadline |
+//! | `attempts` | which attempts of askers come too late |
 //! | `bootstrap` | what a replica does about its place in a cluster: form, join, wait, notice its removal |
 //! | `membership` | changes of the membership, on the leader |
 //! | `report` | what replicas tell each other about themselves |
@@ -18,6 +19,7 @@
 //! | `identity`, `tls` | who calls |
 //! | `status` | what the person on call sees |
 
+mod attempts;
 mod bootstrap;
 mod clock;
 mod codec;
@@ -36,6 +38,7 @@ mod service;
 mod status;
 mod tls;
 
+pub use attempts::{AttemptId, Attempts};
 pub use clock::{MonotonicClock, SystemClock};
 pub use config::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, Timing};
 pub use error::{Failure, MembershipError, ProposeError, ReadError, StartError};

@@ -324,7 +324,7 @@ impl Question for Change {
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Self::Answer> {
-        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let Envelope { cluster_id, term, timeout_ms, .. } = envelope;
         let change = Some(match self.clone() {
             Self::Add(place) => WireChange::Add(ReplicaAddress { name: place.name, address: place.address }),
             Self::Remove(id) => WireChange::RemoveId(id),

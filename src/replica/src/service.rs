@@ -18,6 +18,7 @@ use storage::TypeConfig;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::attempts::AttemptId;
 use crate::codec::{self, MAX_MESSAGE_BYTES};
 use crate::config::PeerAddress;
 use crate::forward::{Attempt, Proposed, Question, ReadIndex};
@@ -195,9 +196,11 @@ impl Peer for PeerService {
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeReply> {
-        let ProposeRequest { cluster_id, term, timeout_ms, command } = request.into_inner();
+        let ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt } =
+            request.into_inner();
         let command = codec::decode(&command).map_err(invalid)?;
-        let proposed = Proposed::new(command).map_err(invalid)?;
+        let attempt = AttemptId { asker, question, attempt };
+        let proposed = Proposed::new(command).map_err(invalid)?.forwarded(attempt);
         let outcome = match self.decide(&proposed, &cluster_id, term, timeout_ms).await? {
             Ok(response) => {
                 let bytes = codec::encode(&response).map_err(|error| Status::internal(error.to_string()))?;

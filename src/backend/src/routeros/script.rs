@@ -178,8 +178,9 @@ fn read_fence(fence: &FenceName) -> String {
 /// A change behind the fence.
 fn fenced(fence: &FenceName, number: FenceNumber, change: &str) -> String {
     let number = number.raw();
+    let newest = if planted::is(planted::Bug::NoFence) { u64::MAX >> 1 } else { number };
     format!(
-        "{{ {read}; :if ({number} <= $f) do={{ :error \"{STALE}$f\" }}; \
+        "{{ {read}; :if ({newest} <= $f) do={{ :error \"{STALE}$f\" }}; \
          /system script set [find where name=\"{fence}\"] source=\"{number}\"; {change}; :put \"{DONE}\" }}",
         read = read_fence(fence)
     )

@@ -54,6 +54,10 @@ impl Hand {
     async fn create(&self, step: &Step) -> Result<(), BackendError> {
         let spec = self.disk(step, step.size)?;
         let created = self.backend.create(&spec).await;
+        let is_lost = matches!(created, Err(BackendError::Unavailable { .. }));
+        if planted::is(planted::Bug::CreateUndoneByRetry) && is_lost {
+            return self.remove(step).await;
+        }
         if !matches!(created, Err(BackendError::Conflict { .. })) {
             return created;
         }

@@ -184,6 +184,9 @@ fn by_kubevirt(facts: &Facts) -> Option<Judgement> {
 fn by_sight(facts: &Facts) -> Option<Judgement> {
     let (side, because) = match (&facts.source.sight, &facts.target.sight) {
         (Sight::Unknown { .. }, _) | (_, Sight::Unknown { .. }) => return None,
+        (Sight::InUse { .. }, Sight::InUse { .. }) if planted::is(planted::Bug::ReapsInUse) => {
+            (Side::Target, "the target is stale: the source is in use")
+        }
         (Sight::InUse { .. }, Sight::InUse { .. }) => return None,
         (Sight::InUse { .. }, Sight::Absent | Sight::Idle) => {
             (Side::Target, "the target is stale: only the source is in use")

@@ -45,6 +45,9 @@ pub(crate) enum OffVerdict {
 impl NodeFacts {
     /// Whether its attachments may be taken from it.
     pub(crate) fn verdict(&self) -> OffVerdict {
+        if planted::is(planted::Bug::LostSessionIsProof) && self.silence >= SILENCE_OF_A_LOST_SESSION {
+            return OffVerdict::Off(OffProof::OutOfService);
+        }
         match self.standing {
             Standing::Unknown | Standing::Present => OffVerdict::NotOff,
             Standing::OutOfService if self.silence >= SILENCE_OF_A_LOST_SESSION => {

@@ -127,6 +127,9 @@ impl ControllerService {
         mode: AttachmentMode,
         deadline: Instant,
     ) -> Result<Generation, Denied> {
+        if planted::is(planted::Bug::LimitBeforeForwarding) {
+            self.judge_here(id, node)?;
+        }
         self.await_pod(id, node, deadline).await;
         loop {
             let (volume, node, observed) = (id.clone(), node.clone(), self.observed(id));
@@ -151,6 +154,17 @@ impl ControllerService {
                 return Err(Denied::from(&refusal));
             }
         }
+    }
+
+    /// Judges by what this replica has applied, which may be old. Only with the bug of that name planted.
+    fn judge_here(&self, id: &VolumeId, node: &NodeId) -> Result<(), Status> {
+        let others = |volume: &Volume| volume.attachments.keys().filter(|other| *other != node).count();
+        let is_single = |volume: &Volume| {
+            volume.attachments.values().any(|attachment| attachment.mode.access_mode.is_single_node())
+        };
+        let full = |volume: &Volume| others(volume) > usize::from(!is_single(volume));
+        let is_full = self.replica.read_local(|state| state.volume(id).is_some_and(full));
+        if is_full { Err(Status::failed_precondition("it is on as many nodes as it may be")) } else { Ok(()) }
     }
 
     pub(super) async fn do_unpublish(

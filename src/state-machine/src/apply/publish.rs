@@ -29,7 +29,8 @@ impl State {
         if !mode.access_mode.is_single_node() && mode.access_type != AccessType::Block {
             return Err(Refusal::FilesystemOnManyNodes { volume: id.clone() });
         }
-        if let Some(generation) = volume.published_already(node, mode)? {
+        let already = volume.published_already(node, mode)?;
+        if let Some(generation) = already.filter(|_| !planted::is(planted::Bug::RetryDuplicates)) {
             // Somebody asks again: trouble that was met before is to be met again before it is told again.
             self.attachment(id, node, generation)?.problem = None;
             return Ok(Response::Attached { generation });
@@ -70,9 +71,8 @@ impl State {
             volume.attachments.insert(node.clone(), attachment);
             if let Some(source) = source {
                 let class_seconds = volume.parameters.migration_timeout_seconds;
-                let timeout_seconds = class_seconds
-                    .max(observed.least_timeout_seconds.unwrap_or(0))
-                    .min(MAX_MIGRATION_TIMEOUT_SECONDS);
+                let least_seconds = observed.least_timeout_seconds.unwrap_or(0);
+                let timeout_seconds = class_seconds.max(least_seconds).min(MAX_MIGRATION_TIMEOUT_SECONDS);
                 self.start_migration(id, source, node.clone(), timeout_seconds);
             }
         }
@@ -194,7 +194,11 @@ impl Volume {
         observed: &Observed,
         now: LedgerTime,
     ) -> Result<Option<NodeId>, Refusal> {
-        let others: Vec<_> = self.attachments.iter().filter(|(other, _)| *other != node).collect();
+        let ignored = |a: &Attachment| {
+            planted::is(planted::Bug::LimitBeforeForwarding)
+                || a.phase == AttachmentPhase::Revoking && planted::is(planted::Bug::RevokingNotCounted)
+        };
+        let others: Vec<_> = self.attachments.iter().filter(|(n, a)| *n != node && !ignored(a)).collect();
         let Some((other, attachment)) = others.first() else { return Ok(None) };
         let single = [attachment.mode, mode].into_iter().find(|mode| mode.access_mode.is_single_node());
         if let Some(single) = single {
@@ -202,13 +206,9 @@ impl Volume {
             return Err(Refusal::AttachedElsewhere { volume, node, mode });
         }
         if others.len() > 1 || self.migration.is_some() {
-            let holders = others
-                .iter()
-                .map(|(node, a)| format!("{node} ({})", a.phase.name()))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let migration_age_ms =
-                self.migration.as_ref().map_or(0, |migration| now.millis_since(migration.started_at));
+            let holders = others.iter().map(|(node, a)| format!("{node} ({})", a.phase.name()));
+            let holders = holders.collect::<Vec<_>>().join(", ");
+            let migration_age_ms = self.migration.as_ref().map_or(0, |m| now.millis_since(m.started_at));
             return Err(Refusal::TwoNodesAlready { volume: self.id.clone(), holders, migration_age_ms });
         }
         // Before the next row: that one may pass with time, and this is for somebody to mend.
