@@ -6,3 +6,4 @@
 pub mod bugs;
 pub mod history;
 pub mod invariants;
+pub mod processes;

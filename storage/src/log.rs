@@ -51,6 +51,8 @@ pub struct LogStore {
 struct Inner {
     mirror: Mutex<Mirror>,
     shared: Arc<Shared>,
+    /// Whose log it is.
+    owner: u64,
     /// Both are there until the drop.
     queue: Option<mpsc::Sender<Operation>>,
     writer: Option<JoinHandle<()>>,
@@ -84,6 +86,7 @@ impl LogStore {
         let inner = Inner {
             mirror: Mutex::new(mirror),
             shared,
+            owner: owner.replica_id,
             queue: Some(queue),
             writer: Some(writer),
             _lock: lock.clone(),
@@ -189,10 +192,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let value = encode("a vote", vote, MAX_ENTRY_BYTES)?;
+        planted::point("vote-before");
         if !planted::is(planted::Bug::VoteNotPersisted) {
             self.send_and_wait(|done| Operation::Put { slot: Slot::Vote, value, done }).await?;
         }
+        planted::point("vote-after");
         self.mirror().vote = Some(*vote);
+        let (term, candidate) = (vote.leader_id.term, vote.leader_id.voted_for);
+        tracing::info!(
+            replica = self.inner.owner,
+            term,
+            candidate,
+            accepted = vote.committed,
+            "vote on disk"
+        );
         Ok(())
     }
 

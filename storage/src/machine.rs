@@ -121,6 +121,7 @@ impl MachineStore {
     }
 
     fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) {
+        planted::point("apply-before");
         let mut answers = Vec::with_capacity(batch.len());
         let mut applied = self.lock_exclusive();
         for (entry, responder) in batch {
@@ -137,6 +138,7 @@ impl MachineStore {
         }
         let index = applied.index();
         drop(applied);
+        planted::point("apply-after");
         self.inner.applied_index.send_replace(index);
         for (responder, response) in answers {
             responder.send(response);

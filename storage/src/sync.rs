@@ -11,6 +11,10 @@
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long a sync takes longer while the failpoint `sync-slow` is armed: several heartbeats.
+const SLOW_SYNC: Duration = Duration::from_millis(200);
 
 use planted::Bug;
 
@@ -38,6 +42,14 @@ extern "C" fn sync_file_range(fd: c_int, _offset: i64, _bytes: i64, _flags: u32)
     SYNCS.fetch_add(1, Ordering::Relaxed);
     if LEFT_TO_THE_KERNEL.load(Ordering::Relaxed) || planted::is(Bug::NoFsync) {
         return 0;
+    }
+    if planted::lasting("sync-slow") {
+        std::thread::sleep(SLOW_SYNC);
+    }
+    if planted::once("sync-error") {
+        // SAFETY: it is this thread's own error number, which every call may set.
+        unsafe { *libc::__errno_location() = libc::EIO };
+        return -1;
     }
     // SAFETY: it takes any number, and says EBADF to one that is no open file.
     unsafe { libc::fdatasync(fd) }

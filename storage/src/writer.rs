@@ -280,6 +280,7 @@ impl Writer {
 
     fn write(&self, batch: sled::Batch, must_sync: bool) -> io::Result<()> {
         let syncs = sync::syncs();
+        planted::point("append-before");
         self.db.apply_batch(batch)?;
         if !must_sync {
             return Ok(());
@@ -290,6 +291,7 @@ impl Writer {
             return Err(io::Error::other("sled wrote without a sync"));
         }
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+        planted::point("append-after");
         Ok(())
     }
 }

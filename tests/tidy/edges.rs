@@ -34,7 +34,7 @@ const TABLE: &[Row] = &[
     row("planted", &[]),
     row("proto", &[]),
     row("state-machine", &[]),
-    row("storage", &["state-machine"]),
+    row("storage", &["state-machine", "planted"]),
     row("replica", &["state-machine", "storage", "proto"]),
     // The conformance suite runs against the simulated appliance too.
     row_with_tests("backend", &["state-machine"], &["routeros-simulator"]),
@@ -43,7 +43,10 @@ const TABLE: &[Row] = &[
     row("csi", &["state-machine", "proto"]),
     // `src/kube`: a package cannot have the name of the client that it uses.
     row("observer", &["state-machine"]),
-    row("controller", &["state-machine", "storage", "replica", "backend", "csi", "observer", "proto"]),
+    row(
+        "controller",
+        &["state-machine", "storage", "replica", "backend", "csi", "observer", "proto", "planted"],
+    ),
     row("node", &["csi", "proto", "state-machine"]),
     // Wider than DESIGN. Beside the two plugins it runs the simulated appliance (`dev`); its clients (`dev`, `ctl`)
     // speak the protocols, and expect the server's name that `replica` lays down; a scenario looks at the appliance

@@ -44,10 +44,25 @@ pub fn civil_time() -> Duration {
 
 /// A failpoint. If the file that arms them has its name, the file is removed and the process dies at once.
 pub fn point(name: &'static str) {
-    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let Some(file) = FILE.get_or_init(|| std::env::var_os(POINT_VARIABLE).map(PathBuf::from)) else { return };
-    if fs::read_to_string(file).is_ok_and(|armed| armed.trim() == name) && fs::remove_file(file).is_ok() {
+    if once(name) {
         // No destructor runs and no buffer is flushed.
         process::abort();
     }
+}
+
+/// Whether the file that arms failpoints has this name; then it is removed.
+pub fn once(name: &'static str) -> bool {
+    armed(name).is_some_and(|file| fs::remove_file(file).is_ok())
+}
+
+/// Whether the file that arms failpoints has this name, and as long as it has. A file beside it, `.felt`, then says that
+/// somebody came by.
+pub fn lasting(name: &'static str) -> bool {
+    armed(name).is_some_and(|file| fs::write(file.with_extension("felt"), name).is_ok())
+}
+
+fn armed(name: &str) -> Option<&'static PathBuf> {
+    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let file = FILE.get_or_init(|| std::env::var_os(POINT_VARIABLE).map(PathBuf::from)).as_ref()?;
+    fs::read_to_string(file).is_ok_and(|armed| armed.trim() == name).then_some(file)
 }

@@ -85,9 +85,7 @@ impl Bug {
 #[cfg(planted)]
 mod active;
 #[cfg(planted)]
-pub use active::civil_time;
-#[cfg(planted)]
-pub use active::{is, plant, point};
+pub use active::{civil_time, is, lasting, once, plant, point};
 
 /// Whether `bug` is planted: never.
 #[cfg(not(planted))]
@@ -103,6 +101,22 @@ pub const fn is(_bug: Bug) -> bool {
 #[must_use]
 pub const fn civil_time() -> std::time::Duration {
     std::time::Duration::ZERO
+}
+
+/// Whether a failpoint of this name is armed, and uses it up: never.
+#[cfg(not(planted))]
+#[inline(always)]
+#[must_use]
+pub const fn once(_name: &'static str) -> bool {
+    false
+}
+
+/// Whether a failpoint of this name is armed: never.
+#[cfg(not(planted))]
+#[inline(always)]
+#[must_use]
+pub const fn lasting(_name: &'static str) -> bool {
+    false
 }
 
 /// A failpoint: nothing.

@@ -159,12 +159,14 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     // Leadership first, while this replica can still say who leads now.
     replica.shutdown().await;
     stop.cancel();
+    // What still waits for a replica that failed is never answered: the sooner it comes back through recovery, the better.
+    outcome?;
     let drained =
         tokio::time::timeout(DRAIN_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
         tracing::warn!("connections are still open; leaving anyway");
     }
-    outcome
+    Ok(())
 }
 
 fn replica_config(config: &ControllerConfig) -> ReplicaConfig {

@@ -2,10 +2,18 @@
 //!
 //! Life cycle: [`FakeMachine::boot`] makes the directories; with another boot id than the last one's it first
 //! forgets what a reboot would end (connections, mounts, open devices), and keeps what is on the volumes.
+//!
+//! `journal` has a line for each change of a connection, in order: the moment in ns on the machine's monotonic clock,
+//! `connected` or `disconnected`, the volume. A plugin that died between a change and its line left the line to its
+//! successor.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::time::{ClockId, clock_gettime};
 use state_machine::BootId;
 use tokio::fs;
 
@@ -29,6 +37,7 @@ impl FakeMachine {
         }
         fs::create_dir_all(machine.formatted()).await?;
         machine.write(&mark, boot.as_str()).await?;
+        machine.complete_journal().await?;
         tracing::info!(directory = %directory.display(), %boot, rebooted, "fake machine: no real devices or mounts");
         Ok(machine)
     }
@@ -41,6 +50,54 @@ impl FakeMachine {
     /// One file per volume whose device a simulated process has open.
     pub(crate) fn held(&self) -> PathBuf {
         self.directory.join("held")
+    }
+
+    /// The moment, for the journal.
+    pub(crate) fn now_ns() -> u64 {
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
+    }
+
+    /// Adds a change of a connection to the journal.
+    pub(crate) fn note(&self, at_ns: u64, change: &str, volume: &str) -> io::Result<()> {
+        let mut journal = OpenOptions::new().create(true).append(true).open(self.journal())?;
+        journal.write_all(format!("{at_ns} {change} {volume}\n").as_bytes())
+    }
+
+    /// Nobody opens a device while this is there: what is not held stays so. Not to be kept over an await: it blocks.
+    pub(crate) fn lock_held(&self) -> io::Result<File> {
+        let held = File::open(self.held())?;
+        flock(&held, FlockOperation::LockExclusive)?;
+        Ok(held)
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.directory.join("journal")
+    }
+
+    /// Adds what changed without a line: at a reboot, or as the plugin died.
+    async fn complete_journal(&self) -> io::Result<()> {
+        let text = match fs::read_to_string(self.journal()).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        let mut noted = BTreeSet::new();
+        for line in text.lines() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                [_, "connected", volume] => noted.insert(volume),
+                [_, "disconnected", volume] => noted.remove(volume),
+                _ => false,
+            };
+        }
+        let there = self.names_in(&self.connected()).await?;
+        for lost in noted.iter().filter(|volume| !there.iter().any(|name| name == *volume)) {
+            self.note(Self::now_ns(), "disconnected", lost)?;
+        }
+        for found in there.iter().filter(|name| !noted.contains(name.as_str())) {
+            self.note(Self::now_ns(), "connected", found)?;
+        }
+        Ok(())
     }
 
     /// One file per mount.

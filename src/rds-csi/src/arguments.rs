@@ -9,6 +9,10 @@ use crate::ctl::CtlArguments;
 use crate::dev::DevArguments;
 use crate::logging::LoggingArguments;
 
+/// The version. A program with planted bugs and failpoints says so.
+const VERSION: &str =
+    if cfg!(planted) { concat!(env!("CARGO_PKG_VERSION"), " planted") } else { env!("CARGO_PKG_VERSION") };
+
 /// A Kubernetes CSI driver whose controller cannot be lost.
 ///
 /// In a cluster it runs as `rds-csi controller` (three replicas, one ledger) and `rds-csi node` (on each node).
@@ -18,7 +22,7 @@ use crate::logging::LoggingArguments;
 #[derive(Debug, Parser)]
 #[command(
     name = "rds-csi",
-    version,
+    version = VERSION,
     after_long_help = "Examples:
   rds-csi dev                                 a whole cluster here; Ctrl-C ends it
   rds-csi dev --scenario migration-failover   a live migration whose controller is killed in the middle

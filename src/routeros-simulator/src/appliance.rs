@@ -188,7 +188,11 @@ impl Appliance {
             return Err(words);
         }
         self.contents.files.insert(name, size_bytes);
-        let effect = Effect::DiskAdded { slot: disk.slot.clone(), exported: disk.exported };
+        let effect = Effect::DiskAdded {
+            slot: disk.slot.clone(),
+            size_bytes: disk.size_bytes,
+            exported: disk.exported,
+        };
         let id = self.new_id();
         self.contents.disks.insert(id, disk);
         Ok(effect)
@@ -210,7 +214,8 @@ impl Appliance {
             disk.size_bytes = size_bytes;
         }
         self.follow(Some(&before), Some(&disk))?;
-        let effect = Effect::DiskSet { slot: disk.slot.clone() };
+        let effect =
+            Effect::DiskSet { slot: disk.slot.clone(), size_bytes: disk.size_bytes, exported: disk.exported };
         self.contents.disks.insert(id, disk);
         Ok(effect)
     }

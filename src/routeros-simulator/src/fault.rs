@@ -66,6 +66,11 @@ impl Faults {
         Some(fault)
     }
 
+    /// How many commands are still to be struck.
+    pub(crate) fn left(&self) -> u32 {
+        self.armed.iter().map(|(_, _, left)| left).sum()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.armed.clear();
     }

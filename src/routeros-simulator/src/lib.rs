@@ -201,6 +201,11 @@ impl Simulator {
         self.shared.machine().faults.clear();
     }
 
+    /// How many commands the faults that are armed still strike.
+    pub fn armed_faults(&self) -> u32 {
+        self.shared.machine().faults.left()
+    }
+
     /// Whether new connections are dropped as soon as they are made.
     pub fn refuse_connections(&self, refuse: bool) {
         self.shared.machine().refuses_connections = refuse;

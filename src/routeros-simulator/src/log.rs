@@ -11,6 +11,8 @@ pub enum Effect {
     DiskAdded {
         /// Its slot.
         slot: String,
+        /// Its size, in bytes.
+        size_bytes: u64,
         /// Whether it was exported at once.
         exported: bool,
     },
@@ -18,6 +20,10 @@ pub enum Effect {
     DiskSet {
         /// Its slot.
         slot: String,
+        /// Its size from now on, in bytes.
+        size_bytes: u64,
+        /// Whether it is exported from now on.
+        exported: bool,
     },
     /// A disk was removed; its file stays.
     DiskRemoved {

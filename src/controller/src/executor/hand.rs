@@ -27,6 +27,13 @@ impl Hand {
 
     /// Does it, once. Repeating it is harmless.
     pub(crate) async fn act(&self, step: &Step, action: &Action) -> Outcome {
+        planted::point("step-before");
+        let outcome = self.carry_out(step, action).await;
+        planted::point("step-after");
+        outcome
+    }
+
+    async fn carry_out(&self, step: &Step, action: &Action) -> Outcome {
         let result = match (action, &step.kind) {
             (Action::UndoCreate { .. }, _) | (Action::Step, StepKind::Delete) => self.remove(step).await,
             (Action::Step, StepKind::InspectSlot) => return self.inspect(step).await,

@@ -8,7 +8,7 @@ use csi::{parse, status};
 use proto::csi::v1;
 use proto::csi::v1::list_volumes_response::{Entry, VolumeStatus};
 use proto::csi::v1::validate_volume_capabilities_response::Confirmed;
-use state_machine::{Volume, VolumePhase};
+use state_machine::{Refusal, Volume, VolumePhase};
 use tonic::Status;
 
 use super::ControllerService;
@@ -81,6 +81,9 @@ impl ControllerService {
     ) -> Result<v1::ControllerGetVolumeResponse, Status> {
         let wanted = parse::ControllerGet::parse(&request)?;
         let volume = self.existing(&wanted.volume, deadline).await?;
+        if !exists(&volume) {
+            return Err(status::of_refusal(&Refusal::VolumeNotFound { volume: volume.id }));
+        }
         let status = v1::controller_get_volume_response::VolumeStatus {
             published_node_ids: nodes_of(&volume),
             ..Default::default()

@@ -65,6 +65,29 @@ impl FakeFabric {
         }
     }
 
+    fn end(&self, volume: &VolumeId) -> Result<(), FabricError> {
+        // Before it ends: whoever is told of the end may act on it at once.
+        let at_ns = FakeMachine::now_ns();
+        match std::fs::remove_file(self.file(volume)) {
+            Ok(()) => {
+                self.note(at_ns, "disconnected", volume);
+                tracing::info!(%volume, "fake connection ended");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(FabricError::StillThere { volume: volume.clone(), reason: error.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// For those who watch the machine; what is connected is in the files.
+    fn note(&self, at_ns: u64, change: &str, volume: &VolumeId) {
+        if let Err(error) = self.machine.note(at_ns, change, volume.as_str()) {
+            tracing::warn!(%volume, %error, "the fake machine's journal lacks a line");
+        }
+    }
+
     async fn read(&self, volume: &VolumeId) -> Result<Option<Connection>, FabricError> {
         let unknown = |reason: String| FabricError::Unknown { volume: volume.clone(), reason };
         match fs::read_to_string(self.file(volume)).await {
@@ -96,7 +119,10 @@ impl Fabric for FakeFabric {
         tracing::info!(volume = %connect.volume, address, "fake connection made");
         let connection =
             Connection { nqn: connect.nqn.to_string(), address, size_bytes: FAKE_DEVICE_BYTES, lost: None };
-        self.write(&connect.volume, &connection).await
+        let at_ns = FakeMachine::now_ns();
+        let device = self.write(&connect.volume, &connection).await?;
+        self.note(at_ns, "connected", &connect.volume);
+        Ok(device)
     }
 
     async fn rescan(&self, device: &Device, at_least_bytes: u64) -> Result<Device, FabricError> {
@@ -114,15 +140,19 @@ impl Fabric for FakeFabric {
 
     async fn disconnect_unheld(&self, device: &Device) -> Result<Vec<String>, FabricError> {
         let volume = &device.volume;
-        match fs::read_to_string(self.machine.held().join(volume.as_str())).await {
+        let unseen = |error: io::Error| FabricError::HoldersUnseen {
+            volume: volume.clone(),
+            reason: error.to_string(),
+        };
+        // To the end of the connection: the kernel's claim is as exclusive. Whoever holds the lock waits for nothing.
+        let _nobody_opens_it = self.machine.lock_held().map_err(unseen)?;
+        match std::fs::read_to_string(self.machine.held().join(volume.as_str())) {
             Ok(holder) => Ok(vec![format!("simulated process {}", holder.trim())]),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.disconnect(volume).await?;
+                self.end(volume)?;
                 Ok(Vec::new())
             }
-            Err(error) => {
-                Err(FabricError::HoldersUnseen { volume: volume.clone(), reason: error.to_string() })
-            }
+            Err(error) => Err(unseen(error)),
         }
     }
 
@@ -141,14 +171,7 @@ impl Fabric for FakeFabric {
     }
 
     async fn disconnect(&self, volume: &VolumeId) -> Result<(), FabricError> {
-        match fs::remove_file(self.file(volume)).await {
-            Ok(()) => tracing::info!(%volume, "fake connection ended"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(FabricError::StillThere { volume: volume.clone(), reason: error.to_string() });
-            }
-        }
-        Ok(())
+        self.end(volume)
     }
 
     async fn exists(&self, id: &DeviceId) -> Result<bool, FabricError> {

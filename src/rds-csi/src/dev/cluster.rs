@@ -4,7 +4,9 @@
 //! processes and waits until all are ready. Tests then kill, stop and restart processes by name and talk to them
 //! as sidecars, kubelet and operators do. [`Cluster::stop`] ends it in order; dropping it kills what is left.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use super::files;
 use super::layout::{Fabric, Layout, SIMULATOR, Wishes};
 use super::process::Process;
 use super::readiness::Probe;
+use super::surroundings::Surroundings;
 use crate::services::SimulatedLatencies;
 
 /// How long a process may take until it is ready, in ms.
@@ -39,6 +42,7 @@ pub struct ClusterBuilder {
     log_filter: Option<String>,
     latencies: SimulatedLatencies,
     appliance: Option<ApplianceElsewhere>,
+    surroundings: BTreeMap<String, Surroundings>,
 }
 
 impl ClusterBuilder {
@@ -72,6 +76,18 @@ impl ClusterBuilder {
         self
     }
 
+    /// Where the controllers listen, in their order, instead of on the loopback interface.
+    pub fn controllers_at(mut self, addresses: Vec<IpAddr>) -> Self {
+        self.wishes.controllers_at = addresses;
+        self
+    }
+
+    /// Starts the process `name` in these surroundings.
+    pub fn surroundings(mut self, name: &str, surroundings: Surroundings) -> Self {
+        self.surroundings.insert(name.to_owned(), surroundings);
+        self
+    }
+
     pub(crate) fn wishes(mut self, wishes: Wishes) -> Self {
         self.wishes = wishes;
         self
@@ -96,7 +112,7 @@ impl ClusterBuilder {
     }
 
     /// Starts it, and returns once every process is ready.
-    pub async fn start(self) -> anyhow::Result<Cluster> {
+    pub async fn start(mut self) -> anyhow::Result<Cluster> {
         let mistakes = self.wishes.mistakes();
         if !mistakes.is_empty() {
             bail!(mistakes.join("; "));
@@ -122,6 +138,13 @@ impl ClusterBuilder {
         if self.appliance.is_some() {
             processes.retain(|process| process.name() != SIMULATOR);
         }
+        let processes = processes
+            .into_iter()
+            .map(|process| {
+                let surroundings = self.surroundings.remove(process.name()).unwrap_or_default();
+                process.surrounded(surroundings)
+            })
+            .collect();
         let mut cluster = Cluster { processes, layout, _temporary: temporary };
         cluster.start_all().await?;
         Ok(cluster)
@@ -305,7 +328,7 @@ impl Cluster {
     }
 
     /// The processes that have ended and how, since they were last started.
-    pub(crate) fn ended(&mut self) -> Vec<(String, ExitStatus)> {
+    pub fn ended(&mut self) -> Vec<(String, ExitStatus)> {
         let ended = |process: &mut Process| {
             let status = process.exit_status().ok().flatten()?;
             Some((process.name().to_owned(), status))

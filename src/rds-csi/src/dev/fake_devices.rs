@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use rustix::fs::{FlockOperation, flock};
 
 use super::cluster::Cluster;
 
@@ -17,18 +18,24 @@ impl Cluster {
     }
 
     /// Whether the volume is connected on the node.
-    pub(crate) fn is_connected(&self, node: &str, volume: &str) -> bool {
+    pub fn is_connected(&self, node: &str, volume: &str) -> bool {
         self.fake_file(node, "connected", volume).exists()
     }
 
-    /// A simulated process opens the volume's device on the node.
-    pub(crate) fn hold(&self, node: &str, volume: &str) -> anyhow::Result<()> {
+    /// A simulated process opens the volume's device on the node, which is an error if it is not there.
+    pub fn hold(&self, node: &str, volume: &str) -> anyhow::Result<()> {
         let file = self.fake_file(node, "held", volume);
+        let directory = file.parent().context("a file is in a directory")?;
+        // The plugin holds the same lock from its look at the holders to the end of the connection.
+        let lock =
+            fs::File::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
+        flock(&lock, FlockOperation::LockExclusive).context("cannot lock the fake devices")?;
+        ensure!(self.is_connected(node, volume), "{volume} is not connected on {node}");
         fs::write(&file, HOLDER).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// It closes it again, if it had it open.
-    pub(crate) fn release(&self, node: &str, volume: &str) -> anyhow::Result<()> {
+    pub fn release(&self, node: &str, volume: &str) -> anyhow::Result<()> {
         let file = self.fake_file(node, "held", volume);
         match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

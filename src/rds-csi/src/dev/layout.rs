@@ -2,7 +2,7 @@
 //! cluster comes back at the next start.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -40,6 +40,9 @@ pub enum Fabric {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ControllerPlace {
     pub(crate) name: String,
+    /// The loopback interface, unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
     port: u16,
     metrics_port: u16,
 }
@@ -55,11 +58,15 @@ pub(crate) struct NodePlace {
 
 impl ControllerPlace {
     pub(crate) fn address(&self) -> SocketAddr {
-        ports::address(self.port)
+        SocketAddr::new(self.ip(), self.port)
     }
 
     pub(crate) fn metrics_address(&self) -> SocketAddr {
-        ports::address(self.metrics_port)
+        SocketAddr::new(self.ip(), self.metrics_port)
+    }
+
+    fn ip(&self) -> IpAddr {
+        self.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 }
 
@@ -88,6 +95,8 @@ pub(crate) struct Wishes {
     pub(crate) controllers: Option<u32>,
     pub(crate) nodes: Option<u32>,
     pub(crate) fabric: Option<Fabric>,
+    /// Where controllers are that are not on the loopback interface, in their order.
+    pub(crate) controllers_at: Vec<IpAddr>,
 }
 
 /// Controllers when nobody says otherwise.
@@ -177,6 +186,7 @@ impl Layout {
                 .map(|index| {
                     Ok(ControllerPlace {
                         name: format!("controller-{index}"),
+                        ip: wishes.controllers_at.get(index as usize).copied(),
                         port: port()?,
                         metrics_port: port()?,
                     })
@@ -291,8 +301,9 @@ mod tests {
 
     #[test]
     fn wishes_that_cannot_be_are_all_named() {
-        let wishes = Wishes { controllers: Some(4), nodes: Some(27), fabric: None };
+        let wishes = Wishes { controllers: Some(4), nodes: Some(27), ..Wishes::default() };
         assert_eq!(wishes.mistakes().len(), 2);
-        assert!(Wishes { controllers: Some(3), nodes: Some(2), fabric: None }.mistakes().is_empty());
+        let wishes = Wishes { controllers: Some(3), nodes: Some(2), ..Wishes::default() };
+        assert!(wishes.mistakes().is_empty());
     }
 }

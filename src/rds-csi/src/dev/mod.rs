@@ -16,6 +16,7 @@ mod process;
 mod readiness;
 pub mod requests;
 mod scenario;
+mod surroundings;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use cluster::{Cluster, ClusterBuilder};
 pub use elsewhere::ApplianceElsewhere;
 pub use layout::Fabric;
 pub use scenario::Scenario;
+pub use surroundings::Surroundings;
 
 use crate::failure::Failure;
 use layout::Wishes;
@@ -96,7 +98,8 @@ pub async fn run(
 impl DevArguments {
     fn builder(&self, log_filter: Option<&str>) -> Result<ClusterBuilder, Failure> {
         let nodes = self.nodes.or_else(|| self.scenario.map(Scenario::nodes));
-        let wishes = Wishes { controllers: self.controllers, nodes, fabric: self.fabric };
+        let wishes =
+            Wishes { controllers: self.controllers, nodes, fabric: self.fabric, ..Wishes::default() };
         let mut mistakes = wishes.mistakes();
         if let (Some(scenario), Some(count)) = (self.scenario, nodes)
             && count < scenario.nodes()

@@ -16,6 +16,8 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
+use super::surroundings::Surroundings;
+
 /// How often a child is looked at while its end is awaited, in ms.
 const POLL_MS: u64 = 5;
 /// How much of a log's end is shown, in bytes.
@@ -29,6 +31,7 @@ pub(crate) struct Process {
     name: String,
     binary: PathBuf,
     arguments: Vec<OsString>,
+    surroundings: Surroundings,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -36,7 +39,14 @@ pub(crate) struct Process {
 impl Process {
     /// A process that is not running yet.
     pub(crate) fn new(name: &str, binary: &Path, arguments: Vec<OsString>, log: PathBuf) -> Self {
-        Self { name: name.to_owned(), binary: binary.to_owned(), arguments, log, child: None }
+        let surroundings = Surroundings::default();
+        Self { name: name.to_owned(), binary: binary.to_owned(), arguments, surroundings, log, child: None }
+    }
+
+    /// The same in these surroundings.
+    pub(crate) fn surrounded(mut self, surroundings: Surroundings) -> Self {
+        self.surroundings = surroundings;
+        self
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -54,8 +64,12 @@ impl Process {
             .open(&self.log)
             .with_context(|| format!("cannot open {}", self.log.display()))?;
         let output = log.try_clone().with_context(|| format!("cannot open {}", self.log.display()))?;
-        let child = Command::new(&self.binary)
+        let mut line = self.surroundings.launcher.clone();
+        line.push(self.binary.clone().into());
+        let child = Command::new(line.remove(0))
+            .args(line)
             .args(&self.arguments)
+            .envs(self.surroundings.environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(log)
