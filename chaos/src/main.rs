@@ -3,13 +3,16 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use chaos::{bugs, processes};
+use chaos::{bugs, processes, sim};
 use clap::Parser;
+use tokio::runtime::Runtime;
 
 /// Faults while migrations run, and what must be true whatever happens
 #[derive(Debug, Parser)]
 #[command(name = "chaos")]
 enum Chaos {
+    /// Seeds in the simulator: replicas, nodes and an appliance in one thread, in simulated time
+    Sim(sim::SimArguments),
     /// Real processes for some minutes, the leader killed in mid-migration every few seconds
     Run(processes::RunArguments),
     /// The same, round after round, until so many leaders were killed in mid-migration
@@ -33,15 +36,15 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Chaos) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let done = match command {
-            Chaos::Bugs(arguments) => return bugs::run(arguments).await,
-            Chaos::Run(arguments) => processes::run(arguments).await,
-            Chaos::Soak(arguments) => processes::soak(arguments).await,
-            Chaos::Judge(arguments) => processes::judge(&arguments),
-            Chaos::Sanity(arguments) => processes::sanity(arguments).await,
-        };
-        done.map(|()| ExitCode::SUCCESS)
-    })
+    // The simulator has a runtime of its own for each seed.
+    let runtime = || Runtime::new().context("cannot start the runtime");
+    match command {
+        Chaos::Sim(arguments) => arguments.run()?,
+        Chaos::Run(arguments) => runtime()?.block_on(processes::run(arguments))?,
+        Chaos::Soak(arguments) => runtime()?.block_on(processes::soak(arguments))?,
+        Chaos::Judge(arguments) => processes::judge(&arguments)?,
+        Chaos::Sanity(arguments) => runtime()?.block_on(processes::sanity(arguments))?,
+        Chaos::Bugs(arguments) => return runtime()?.block_on(bugs::run(arguments)),
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -26,24 +26,24 @@ pub const MAX_TERM: u64 = (1 << (63 - SEQUENCE_BITS)) - 1;
 
 /// `term << 32 | sequence`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct FenceNumber(u64);
+pub struct FenceNumber(u64);
 
 impl FenceNumber {
     /// The number that begins `term`.
-    pub(crate) fn of_term(term: u64) -> Option<Self> {
+    pub fn of_term(term: u64) -> Option<Self> {
         (term <= MAX_TERM).then_some(Self(term << SEQUENCE_BITS))
     }
 
     /// A number as the appliance keeps it.
-    pub(crate) fn from_raw(raw: u64) -> Self {
+    pub fn from_raw(raw: u64) -> Self {
         Self(raw)
     }
 
-    pub(crate) fn raw(self) -> u64 {
+    pub fn raw(self) -> u64 {
         self.0
     }
 
-    pub(crate) fn term(self) -> u64 {
+    pub fn term(self) -> u64 {
         self.0 >> SEQUENCE_BITS
     }
 
@@ -56,7 +56,7 @@ impl FenceNumber {
 
 /// Hands out this instance's numbers: strictly growing, of the term that has begun.
 #[derive(Debug, Default)]
-pub(crate) struct FenceIssuer {
+pub struct FenceIssuer {
     last: Mutex<Option<FenceNumber>>,
 }
 
@@ -66,22 +66,22 @@ impl FenceIssuer {
     }
 
     /// Hands out nothing until [`begin`](Self::begin): a new term is being announced.
-    pub(crate) fn suspend(&self) {
+    pub fn suspend(&self) {
         *self.last() = None;
     }
 
     /// A term has begun; `stored` is the appliance's number, above which this instance goes on.
-    pub(crate) fn begin(&self, stored: FenceNumber) {
+    pub fn begin(&self, stored: FenceNumber) {
         *self.last() = Some(stored);
     }
 
     /// The term that has begun.
-    pub(crate) fn term(&self) -> Result<u64, BackendError> {
+    pub fn term(&self) -> Result<u64, BackendError> {
         self.last().map(FenceNumber::term).ok_or_else(no_term)
     }
 
     /// The number of the next change.
-    pub(crate) fn next(&self) -> Result<FenceNumber, BackendError> {
+    pub fn next(&self) -> Result<FenceNumber, BackendError> {
         let mut last = self.last();
         let current = last.ok_or_else(no_term)?;
         let next =
@@ -91,7 +91,7 @@ impl FenceIssuer {
     }
 
     /// The appliance refused `ours` because it has `stored`. Says whether another number of our term can succeed.
-    pub(crate) fn refused(&self, ours: FenceNumber, stored: FenceNumber) -> Result<(), BackendError> {
+    pub fn refused(&self, ours: FenceNumber, stored: FenceNumber) -> Result<(), BackendError> {
         if stored.term() > ours.term() {
             return Err(BackendError::StaleTerm { highest: stored.term() });
         }

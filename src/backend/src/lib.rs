@@ -16,6 +16,7 @@
 //! they fail; dropping it closes them.
 
 mod error;
+#[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod fence;
 mod memory;
 mod routeros;
@@ -27,6 +28,8 @@ use state_machine::{AppliancePath, ByteSize, Nqn, VolumeId};
 
 pub use error::BackendError;
 pub use fence::MAX_TERM;
+#[doc(hidden)]
+pub use fence::{FenceIssuer, FenceNumber};
 pub use memory::{Memory, MemoryAppliance};
 pub use routeros::{ConfigErrors, RouterOs, RouterOsConfig};
 

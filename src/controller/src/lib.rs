@@ -8,6 +8,7 @@ mod chronicle;
 mod config;
 mod deadline;
 mod evidence;
+#[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod executor;
 mod http;
 mod kubernetes;
@@ -15,10 +16,30 @@ mod metrics;
 mod node_callers;
 mod node_gateway;
 mod operator;
+#[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod reaper;
 mod run;
 mod service;
+#[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod sessions;
+
+/// What decides on the leader, without IO or a clock: for the simulator of the chaos suite.
+#[doc(hidden)]
+pub mod cores {
+    pub mod executor {
+        pub use crate::executor::{Action, Effect, Event, Executor, Hand, Key, Outcome, key_of};
+    }
+    pub mod reaper {
+        pub use crate::reaper::{
+            About, Answer, Effect, Event, Evidence, KubeVirt, Reaper, Report, Seen, Side, Sight, Standing,
+            View,
+        };
+    }
+    pub mod sessions {
+        pub use crate::sessions::core::{Effect, Event, NOT_ATTACHED, Note, Refused, SessionId, Sessions};
+        pub use crate::sessions::{Look, Report, Sight, Usage};
+    }
+}
 
 pub use config::{ControllerConfig, KubernetesConfig, Peer, Tls, VolumeDefaults};
 pub use run::{RunError, run};

@@ -43,18 +43,19 @@ impl MonotonicClock for SystemClock {
 
 /// The ledger's clock in one leader's term: where it stood, and when the leader saw it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LedgerClock {
+pub struct LedgerClock {
     base: LedgerTime,
     taken_at: Duration,
 }
 
 impl LedgerClock {
-    pub(crate) fn take(base: LedgerTime, clock: &dyn MonotonicClock) -> Self {
+    /// It stands at `base` now, by `clock`.
+    pub fn take(base: LedgerTime, clock: &dyn MonotonicClock) -> Self {
         Self { base, taken_at: clock.elapsed() }
     }
 
     /// The ledger's time now.
-    pub(crate) fn stamp(&self, clock: &dyn MonotonicClock) -> LedgerTime {
+    pub fn stamp(&self, clock: &dyn MonotonicClock) -> LedgerTime {
         let millis = clock.elapsed().saturating_sub(self.taken_at).as_millis();
         LedgerTime(self.base.0.saturating_add(u64::try_from(millis).unwrap_or(u64::MAX)))
     }

@@ -39,6 +39,8 @@ mod status;
 mod tls;
 
 pub use attempts::{AttemptId, Attempts};
+#[doc(hidden)]
+pub use clock::LedgerClock;
 pub use clock::{MonotonicClock, SystemClock};
 pub use config::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, Timing};
 pub use error::{Failure, MembershipError, ProposeError, ReadError, StartError};

@@ -9,24 +9,24 @@ use super::{Action, Outcome};
 
 /// The executor's hand on the appliance.
 #[derive(Clone)]
-pub(crate) struct Hand {
-    pub(crate) backend: Arc<dyn Backend>,
-    pub(crate) nqn_prefix: Nqn,
+pub struct Hand {
+    pub backend: Arc<dyn Backend>,
+    pub nqn_prefix: Nqn,
 }
 
 impl Hand {
     /// A hand for another term; what this one still does goes on under its own.
-    pub(crate) fn for_another_term(&self) -> Self {
+    pub fn for_another_term(&self) -> Self {
         Self { backend: self.backend.for_another_term(), nqn_prefix: self.nqn_prefix.clone() }
     }
 
     /// Makes the appliance refuse what earlier terms send from now on.
-    pub(crate) async fn begin_term(&self, term: u64) -> Result<(), BackendError> {
+    pub async fn begin_term(&self, term: u64) -> Result<(), BackendError> {
         self.backend.begin_term(term).await
     }
 
     /// Does it, once. Repeating it is harmless.
-    pub(crate) async fn act(&self, step: &Step, action: &Action) -> Outcome {
+    pub async fn act(&self, step: &Step, action: &Action) -> Outcome {
         planted::point("step-before");
         let outcome = self.carry_out(step, action).await;
         planted::point("step-after");

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use backend::BackendError;
 use state_machine::{Command, Generation, Problem, ProblemKind, Step, StepKind, VolumeId};
 
-pub(crate) use hand::Hand;
+pub use hand::Hand;
 pub(crate) use shell::Shell;
 
 /// The first wait after a failed attempt, in milliseconds; each further failure doubles it.
@@ -26,11 +26,11 @@ const FAILURES_TO_LONGEST: u32 = 6;
 const MAX_PROBLEM_BYTES: usize = 500;
 
 /// What a step is about: generations are unique, the volume is there to be looked up.
-pub(crate) type Key = (VolumeId, Generation);
+pub type Key = (VolumeId, Generation);
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// This replica leads, in `term`.
     Leading { term: u64 },
     /// It does no longer.
@@ -47,7 +47,7 @@ pub(crate) enum Event {
 
 /// What an action came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// As asked.
     Done,
     /// The slot, to be seen empty, has this.
@@ -65,7 +65,7 @@ impl Outcome {
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Write the term on the appliance, so that earlier leaders' commands are refused there.
     BeginTerm { term: u64 },
     /// Do this on the appliance.
@@ -76,7 +76,7 @@ pub(crate) enum Effect {
 
 /// One thing done on the appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// The step itself.
     Step,
     /// Remove what a creation that is given up may have left.
@@ -117,7 +117,7 @@ struct Obstacle {
 
 /// The executor's state.
 #[derive(Debug, Default)]
-pub(crate) struct Executor {
+pub struct Executor {
     term: Option<u64>,
     /// The appliance knows our term.
     begun: bool,
@@ -128,7 +128,7 @@ pub(crate) struct Executor {
 
 impl Executor {
     /// Takes in one event and says what is to be done.
-    pub(crate) fn step(&mut self, event: Event) -> Vec<Effect> {
+    pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Leading { term } => {
                 *self = Self { term: Some(term), ..Self::default() };
@@ -154,17 +154,22 @@ impl Executor {
     }
 
     /// Whether `Planned` leads to anything.
-    pub(crate) fn is_leading(&self) -> bool {
+    pub fn is_leading(&self) -> bool {
         self.term.is_some()
     }
 
-    /// When `Planned` has to be told again although the state did not change.
-    pub(crate) fn wake_at_ms(&self) -> Option<u64> {
-        let waits = self.work.values().filter_map(|work| match work {
-            Work::Waiting { until_ms, .. } => Some(*until_ms),
-            Work::Performing { .. } | Work::Reporting { .. } => None,
+    /// When `Planned` has to be told again although the state did not change. What cannot go on by itself at its time is
+    /// not waited for, or it would be told again and again: before the appliance knows the term that is everything but
+    /// the next try to write it, and then what stands behind another step of its volume, whose end tells `Planned` too.
+    pub fn wake_at_ms(&self) -> Option<u64> {
+        if !self.begun {
+            return self.obstacle.as_ref().and_then(|obstacle| obstacle.retry_at_ms);
+        }
+        let waits = self.work.iter().filter_map(|((volume, _), work)| match work {
+            Work::Waiting { until_ms, .. } if !self.is_busy(volume) => Some(*until_ms),
+            Work::Waiting { .. } | Work::Performing { .. } | Work::Reporting { .. } => None,
         });
-        waits.chain(self.obstacle.as_ref().and_then(|obstacle| obstacle.retry_at_ms)).min()
+        waits.min()
     }
 
     fn term_begun(&mut self, now_ms: u64, result: Result<(), BackendError>) -> Vec<Effect> {
@@ -292,7 +297,7 @@ impl Work {
     }
 }
 
-pub(crate) fn key_of(step: &Step) -> Key {
+pub fn key_of(step: &Step) -> Key {
     (step.volume.clone(), step.generation)
 }
 

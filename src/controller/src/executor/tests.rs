@@ -269,3 +269,41 @@ fn an_outcome_that_cannot_be_recorded_is_not_asked_for_again_at_once() {
     );
     assert_eq!(planned(&mut executor, FIRST_RETRY_MS, &step).len(), 1);
 }
+
+#[test]
+fn nobody_is_woken_for_what_waits_behind_the_term() {
+    let (mut executor, step) = (Executor::default(), step(StepKind::Delete, 3));
+    executor.step(Event::Leading { term: TERM });
+    term_begun(&mut executor, 0, Err(down()));
+    planned(&mut executor, 0, &step);
+    proposed(&mut executor, 0);
+    let retry_at_ms = executor.wake_at_ms().expect("the term is tried again");
+    let again = planned(&mut executor, retry_at_ms, &with_problem(&step));
+    assert_eq!(again, [Effect::BeginTerm { term: TERM }]);
+    assert_eq!(executor.wake_at_ms(), None, "the try tells its end");
+    term_begun(&mut executor, 60_000, Err(down()));
+    assert!(executor.wake_at_ms() > Some(60_000), "not at once, for the step whose wait is over");
+}
+
+#[test]
+fn nobody_is_woken_for_what_waits_behind_another_step_of_its_volume() {
+    let mut executor = leading();
+    let grant = |name: &str, generation| {
+        step(StepKind::ConfirmExport { node: NodeId::parse(name).unwrap() }, generation)
+    };
+    let (first, second) = (grant("a", 3), grant("b", 4));
+    planned(&mut executor, 0, &first);
+    performed(&mut executor, unavailable());
+    proposed(&mut executor, 0);
+    let both = vec![with_problem(&first), second.clone()];
+    let effects = executor.step(Event::Planned { now_ms: 1, steps: both.clone() });
+    assert_eq!(effects.len(), 1, "the second is tried while the first waits: {effects:?}");
+    assert_eq!(executor.wake_at_ms(), None);
+    executor.step(Event::Planned { now_ms: 60_000, steps: both });
+    assert_eq!(executor.wake_at_ms(), None, "the end of the second tells it");
+    performed_for(&mut executor, 4, Outcome::Done);
+    let key = (id(), Generation(4));
+    executor.step(Event::Proposed { now_ms: 60_000, term: TERM, key, committed: true });
+    let effects = planned(&mut executor, 60_000, &with_problem(&first));
+    assert_eq!(effects.len(), 1, "its turn: {effects:?}");
+}

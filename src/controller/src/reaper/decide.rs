@@ -29,7 +29,7 @@ const MAX_EVIDENCE_BYTES: usize = 500;
 
 /// A side of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Side {
+pub enum Side {
     /// The node that had the volume.
     Source,
     /// The node that was admitted beside it.
@@ -47,7 +47,7 @@ impl fmt::Display for Side {
 
 /// What KubeVirt says of the migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum KubeVirt {
+pub enum KubeVirt {
     /// It has nothing to say, for this reason: no Kubernetes, or facts that contradict each other.
     Unknown { why: String },
     /// It may have something to say, and has not been read since the deadline: not listed yet, or the watch is lost.
@@ -62,7 +62,7 @@ pub(crate) enum KubeVirt {
 
 /// What a node's session says of the volume there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sight {
+pub enum Sight {
     /// Nothing that can be relied on.
     Unknown { why: String },
     /// The node is neither connected nor connecting.

@@ -10,7 +10,7 @@ use super::decide::{KubeVirt, Sight};
 
 /// What is known of a volume on a node from the node's session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub enum Seen {
     /// No session, or not heard for so long that its word is void.
     Nothing { why: String },
     /// The newest look.
@@ -24,7 +24,7 @@ pub(crate) enum Seen {
 
 /// What Kubernetes says of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub enum Standing {
     /// No Kubernetes, or its nodes have not all been read, or the watch is lost.
     Unknown,
     /// The node is there and not tainted out-of-service.
@@ -37,7 +37,7 @@ pub(crate) enum Standing {
 
 /// Where evidence comes from. Every question is answered at once from memory, while the ledger's state is held; what is
 /// old or was lost is unknown, never absent. Answers are those of this leader: what an earlier one heard is not among them.
-pub(crate) trait Evidence: Send + Sync + 'static {
+pub trait Evidence: Send + Sync + 'static {
     /// What the node's session says of the volume, which the ledger has in this state.
     fn seen(&self, state: &State, volume: &VolumeId, node: &NodeId) -> Seen;
 

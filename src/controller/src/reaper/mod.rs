@@ -27,8 +27,9 @@ use state_machine::{
     VolumeId,
 };
 
-pub(crate) use decide::{Facts, KubeVirt, Side, SideFacts, Sight, Verdict, decide};
-pub(crate) use evidence::{Evidence, Seen, Standing};
+pub(crate) use decide::{Facts, SideFacts, Verdict, decide};
+pub use decide::{KubeVirt, Side, Sight};
+pub use evidence::{Evidence, Seen, Standing};
 use off::{NodeFacts, OffVerdict, SILENCE_OF_A_LOST_SESSION};
 pub(crate) use shell::Shell;
 use watch::{Attention, Watch};
@@ -46,7 +47,7 @@ const ASLEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// This replica leads, in `term`.
     TookOffice { term: u64 },
     /// It does no longer.
@@ -65,7 +66,7 @@ pub(crate) enum Event {
 
 /// How a proposal was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// It is so.
     Accepted,
     /// The ledger says no.
@@ -89,7 +90,7 @@ impl From<Response> for Answer {
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Have these nodes look again, and tell the number of the asking.
     AskSessionsAgain { nodes: BTreeSet<NodeId> },
     /// Propose this, in this term and no other.
@@ -100,19 +101,19 @@ pub(crate) enum Effect {
 
 /// What people are told, once each time that it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Report {
+pub struct Report {
     /// The term of the leader that says so.
-    pub(crate) term: u64,
-    pub(crate) about: About,
+    pub term: u64,
+    pub about: About,
     /// What and why, with the facts.
-    pub(crate) what: String,
+    pub what: String,
     /// Somebody should look at it.
-    pub(crate) loud: bool,
+    pub loud: bool,
 }
 
 /// What something is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum About {
+pub enum About {
     /// A migration past its deadline.
     Migration { volume: VolumeId, migration: MigrationId },
     /// A node that may be off, and all that it has.
@@ -121,14 +122,14 @@ pub(crate) enum About {
 
 /// What can be seen at a step.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub(crate) state: &'a State,
-    pub(crate) evidence: &'a dyn Evidence,
+pub struct View<'a> {
+    pub state: &'a State,
+    pub evidence: &'a dyn Evidence,
 }
 
 /// The reaper's state: nothing, unless this replica leads.
 #[derive(Debug, Default)]
-pub(crate) struct Reaper {
+pub struct Reaper {
     office: Option<Office>,
 }
 
@@ -170,7 +171,7 @@ struct Motion {
 
 impl Reaper {
     /// Takes in one event and says what is to be done. `now` is a monotonic clock's.
-    pub(crate) fn step(&mut self, event: Event, now: Duration, view: View<'_>) -> Vec<Effect> {
+    pub fn step(&mut self, event: Event, now: Duration, view: View<'_>) -> Vec<Effect> {
         if let Event::TookOffice { term } = event {
             self.office = Some(Office::new(term, now));
         }
@@ -196,7 +197,7 @@ impl Reaper {
     }
 
     /// When [`Event::Timer`] has to be told.
-    pub(crate) fn wake_at(&self) -> Option<Duration> {
+    pub fn wake_at(&self) -> Option<Duration> {
         self.office.as_ref().map(Office::wake_at)
     }
 }

@@ -22,11 +22,11 @@ const LAST_HEARD_KEPT: Duration = Duration::from_secs(600);
 
 /// A session, numbered by its replica; later ones have greater numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SessionId(pub(crate) u64);
+pub struct SessionId(pub u64);
 
 /// What happens to the sessions.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// This replica leads, and its state has everything that was decided before.
     TookOffice {
         /// In this term.
@@ -56,7 +56,7 @@ pub(crate) enum Event {
 
 /// What is to be done about it.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Tell the node to look again, and to cut these.
     Order {
         /// To whom.
@@ -85,11 +85,11 @@ pub(crate) enum Effect {
 }
 
 /// In an order: the node has no attachment. No attachment has this generation.
-pub(crate) const NOT_ATTACHED: Generation = Generation(0);
+pub const NOT_ATTACHED: Generation = Generation(0);
 
 /// What people should know; each is said once while it is so.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Note {
+pub enum Note {
     /// A volume that is to be cut is used, and stays.
     Held { volume: VolumeId, node: NodeId, by: Vec<String> },
     /// A volume is connected where the ledger has no attachment: somebody's word that the node was off was wrong.
@@ -98,7 +98,7 @@ pub(crate) enum Note {
 
 /// Why a session is not taken, or not continued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refused {
+pub enum Refused {
     #[error("this replica does not lead; another one does, or will")]
     NotInOffice,
     #[error("node {0} is not registered; register, then begin again")]
@@ -154,7 +154,7 @@ enum Duty {
 
 /// All sessions.
 #[derive(Default)]
-pub(crate) struct Sessions {
+pub struct Sessions {
     office: Option<Office>,
     /// The last order's number; grows over all offices of this process.
     number: u64,
@@ -169,7 +169,7 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     /// One event at a time; `now` is of a monotonic clock.
-    pub(crate) fn step(&mut self, event: Event, state: &State, now: Duration) -> Vec<Effect> {
+    pub fn step(&mut self, event: Event, state: &State, now: Duration) -> Vec<Effect> {
         match event {
             Event::TookOffice { term } => {
                 let mut effects = self.leave();
@@ -197,7 +197,7 @@ impl Sessions {
     }
 
     /// Has nodes look again. A [`Look`](super::sight::Look) that echoes the number, or more, began later than this.
-    pub(crate) fn ask<'a>(&mut self, nodes: impl IntoIterator<Item = &'a NodeId>) -> (u64, Vec<Effect>) {
+    pub fn ask<'a>(&mut self, nodes: impl IntoIterator<Item = &'a NodeId>) -> (u64, Vec<Effect>) {
         self.number += 1;
         let number = self.number;
         if let Some(office) = &mut self.office {
@@ -209,7 +209,7 @@ impl Sessions {
     }
 
     /// What is known of the volume on the node.
-    pub(crate) fn sight(&self, volume: &VolumeId, node: &NodeId, state: &State, now: Duration) -> Sight {
+    pub fn sight(&self, volume: &VolumeId, node: &NodeId, state: &State, now: Duration) -> Sight {
         let unknown = |why: String| Sight::Unknown { why };
         if self.office.is_none() {
             return unknown("this replica does not lead".to_owned());
@@ -234,7 +234,7 @@ impl Sessions {
 
     /// The nodes that may have the volume connected: whose last word says so, be their session lost; and for a while
     /// after this replica took office those of which somebody else said that they are off, until they have spoken.
-    pub(crate) fn nodes_with(&self, volume: &VolumeId, state: &State, now: Duration) -> BTreeSet<NodeId> {
+    pub fn nodes_with(&self, volume: &VolumeId, state: &State, now: Duration) -> BTreeSet<NodeId> {
         let has = |content: &Content| matches!(content.of(volume), Some(Entry::Connected(_)));
         let heard = self.sessions.iter().map(|(node, session)| (node, &session.content)).chain(&self.lost);
         let mut nodes: BTreeSet<NodeId> =
@@ -253,12 +253,12 @@ impl Sessions {
     }
 
     /// When the node was heard last; `None`: not in this office, or longer ago than [`LAST_HEARD_KEPT`].
-    pub(crate) fn last_heard(&self, node: &NodeId) -> Option<Duration> {
+    pub fn last_heard(&self, node: &NodeId) -> Option<Duration> {
         self.last_heard.get(node).copied()
     }
 
     /// Since when this replica leads; nothing was heard before.
-    pub(crate) fn in_office_since(&self) -> Option<Duration> {
+    pub fn in_office_since(&self) -> Option<Duration> {
         self.office.as_ref().map(|office| office.since)
     }
 

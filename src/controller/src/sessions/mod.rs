@@ -40,6 +40,8 @@ mod stream;
 mod tests;
 
 pub(crate) use leader::{AskLeader, LeaderService};
+pub use report::Report;
 pub(crate) use shell::NodeSessions;
-pub(crate) use sight::{Sight, Told, Usage};
+pub(crate) use sight::Told;
+pub use sight::{Look, Sight, Usage};
 pub(crate) use stream::SessionStream;

@@ -14,21 +14,21 @@ const MAX_TEXT_CHARACTERS: usize = 256;
 
 /// A report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Report {
-    pub(crate) boot: BootId,
+pub struct Report {
+    pub boot: BootId,
     /// In a session's first report.
-    pub(crate) host_nqn: Option<Nqn>,
+    pub host_nqn: Option<Nqn>,
     /// When the node began to look.
-    pub(crate) since_boot_ns: u64,
+    pub since_boot_ns: u64,
     /// The newest order that it knew by then.
-    pub(crate) echo: u64,
+    pub echo: u64,
     /// What it saw; `None`: the same as the last time.
-    pub(crate) content: Option<Content>,
+    pub content: Option<Content>,
 }
 
 /// What a node saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Content {
+pub struct Content {
     /// Why not everything could be seen.
     incomplete: Option<Box<str>>,
     /// What is not absent, by volume.
@@ -87,7 +87,7 @@ impl Content {
 
 impl Report {
     /// Parses the message; the error is for the node's log.
-    pub(crate) fn parse(message: v1::NodeReport) -> Result<Self, String> {
+    pub fn parse(message: v1::NodeReport) -> Result<Self, String> {
         let field = |name: &'static str| move |error: IdError| format!("{name} {error}");
         let host_nqn = match message.host_nqn.as_str() {
             "" => None,

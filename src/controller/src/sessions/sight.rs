@@ -9,7 +9,7 @@ use state_machine::NodeMoment;
 
 /// Who uses a connected volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Usage {
+pub enum Usage {
     /// Nobody.
     Idle,
     /// An operation of the node plugin: the volume is connected, or may be about to be. Counts as use.
@@ -28,18 +28,18 @@ pub(crate) enum Usage {
 
 /// The look that a sight rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Look {
+pub struct Look {
     /// The newest order that the node knew before it looked: see [`super::Sessions::ask`].
-    pub(crate) echo: u64,
+    pub echo: u64,
     /// When the node began to look, by its own clock.
-    pub(crate) moment: NodeMoment,
+    pub moment: NodeMoment,
     /// When the leader heard of it, by the leader's monotonic clock.
-    pub(crate) heard_at: Duration,
+    pub heard_at: Duration,
 }
 
 /// A volume on a node, as its session says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Sight {
+pub enum Sight {
     /// Neither that it is connected nor that it is not.
     Unknown {
         /// Why.
@@ -62,7 +62,7 @@ pub(crate) enum Sight {
 
 impl Sight {
     /// Whether it rests on a look that began after the order of this number was known there, or never will.
-    pub(crate) fn is_settled(&self, number: u64) -> bool {
+    pub fn is_settled(&self, number: u64) -> bool {
         match self {
             Self::Unknown { .. } => true,
             Self::Absent { look } | Self::Connected { look, .. } => look.echo >= number,

@@ -1,0 +1,394 @@
+//! The faults, chosen by the seed: several at once, each for a while, then healed.
+//!
+//! A fault that could not be (nobody holds a device, nobody came to the armed point) is recorded as skipped.
+
+use std::sync::Arc;
+
+use controller::cores::reaper::Standing;
+
+use super::disk::Trouble;
+use super::faults::{Appliance, Disk, Kind, Machine, Messages, Partition, Process};
+use super::network::Endpoint;
+use super::rng::SimRng;
+use super::runtime::{
+    GroupId, TRUE_RATE_PPM, freeze, is_dead, kill, kill_after, move_wall, random, set_rate, sleep_ms, spawn,
+};
+use super::world::{Act, Point, REPLICAS, World, place_name};
+use crate::history::Installed;
+
+/// In this share of all choices, in a thousand, a fault that hits a replica hits the leader.
+const LEADER_PER_MILLE: u64 = 500;
+/// Of the kinds there are, a seed uses this share, in a thousand.
+const KINDS_PER_MILLE: u64 = 600;
+/// The least and the largest mean pause between two faults of a seed, in ms.
+const PAUSE_MS: (u64, u64) = (700, 9_000);
+/// How long a fault lasts that has no length of its own, in ms.
+const LASTS_MS: (u64, u64) = (300, 15_000);
+/// How long a replica is stopped, in ms: up to several leases.
+const PAUSE_LASTS_MS: (u64, u64) = (200, 9_000);
+/// How long a node is off that is off for good, in ms: beyond the silence that makes its taint a proof.
+const OFF_LASTS_MS: (u64, u64) = (35_000, 90_000);
+/// How long somebody is waited for to come to an armed point, in ms.
+const ARMED_MS: u64 = 5_000;
+/// The largest error of a clock's rate, in parts of a million.
+pub(crate) const DRIFT_PPM: u64 = 20_000;
+/// Milliseconds in nanoseconds.
+const MS_NS: i128 = 1_000_000;
+
+/// What undoes a fault.
+enum Undo {
+    Nothing,
+    Net,
+    Blocked(Vec<(Endpoint, Endpoint)>),
+    Thaw(GroupId),
+    Up(Vec<usize>),
+    Rate(GroupId),
+    Disk(usize),
+    Appliance,
+    Boot(usize),
+    BootOff(usize),
+    Release(usize),
+    Disarm(usize, Point),
+}
+
+/// One run's faults.
+pub(crate) struct Nemesis {
+    world: Arc<World>,
+    kinds: Vec<Kind>,
+    pause_ms: u64,
+    rng: SimRng,
+}
+
+impl Nemesis {
+    /// The faults that the seed chooses.
+    pub(crate) fn new(world: Arc<World>) -> Self {
+        let mut rng = random(SimRng::fork);
+        let mut kinds: Vec<Kind> =
+            Kind::all().into_iter().filter(|_| rng.per_mille(KINDS_PER_MILLE)).collect();
+        if kinds.is_empty() {
+            kinds = Kind::all();
+        }
+        let pause_ms = rng.between(PAUSE_MS.0, PAUSE_MS.1);
+        Self { world, kinds, pause_ms, rng }
+    }
+
+    /// Goes on until healing begins.
+    pub(crate) async fn run(mut self) {
+        loop {
+            sleep_ms(self.rng.below(2 * self.pause_ms)).await;
+            if self.world.act() != Act::Chaos {
+                return;
+            }
+            if let Some(kind) = self.rng.pick(&self.kinds).copied() {
+                self.inject(kind);
+            }
+        }
+    }
+
+    fn inject(&mut self, kind: Kind) {
+        let place = self.place();
+        let (undo, target, hits) = match kind {
+            Kind::Messages(what) => self.messages(what),
+            Kind::Partition(how) => self.partition(how, place),
+            Kind::Process(what) => self.process(what, place),
+            Kind::CrashAt(point) => {
+                self.world.arm(Some((place, point)));
+                return self.lasts(None, Undo::Disarm(place, point), ARMED_MS);
+            }
+            Kind::Disk(what) => self.disk(what, place),
+            Kind::Appliance(what) => self.appliance(what, place),
+            Kind::Node(what) => self.node(what),
+        };
+        let installed = if undo.is_some() { Installed::Yes } else { Installed::Skipped };
+        let fault = self.world.record_fault(kind.name(), target, installed, hits);
+        if let Some(undo) = undo {
+            let ms = self.length_ms(kind);
+            self.lasts(Some(fault), undo, ms);
+        }
+    }
+
+    fn place(&mut self) -> usize {
+        let any = usize::try_from(self.rng.below(REPLICAS as u64)).unwrap_or(0);
+        if self.rng.per_mille(LEADER_PER_MILLE) { self.world.leader().unwrap_or(any) } else { any }
+    }
+
+    fn length_ms(&mut self, kind: Kind) -> u64 {
+        let is_long = self.rng.per_mille(100);
+        let usual = if is_long { (LASTS_MS.1, 3 * LASTS_MS.1) } else { LASTS_MS };
+        let (least, most) = if kind == Kind::Process(Process::Pause) {
+            PAUSE_LASTS_MS
+        } else if kind == Kind::Node(Machine::Off) {
+            OFF_LASTS_MS
+        } else {
+            usual
+        };
+        self.rng.between(least, most)
+    }
+
+    /// Undoes it later.
+    fn lasts(&self, fault: Option<usize>, undo: Undo, ms: u64) {
+        let world = self.world.clone();
+        spawn(async move {
+            if !matches!(undo, Undo::Nothing) {
+                sleep_ms(ms).await;
+            }
+            undo_it(&world, undo);
+            if let Some(fault) = fault {
+                world.record_healed(fault);
+            }
+        });
+    }
+
+    fn messages(&mut self, what: Messages) -> (Option<Undo>, String, Option<usize>) {
+        let mut net = self.world.net();
+        match what {
+            Messages::Loss => net.lost_per_mille = self.rng.between(20, 400),
+            Messages::Delay => net.late = (self.rng.between(50, 600), self.rng.between(50, 3_000)),
+            Messages::Twice => net.twice_per_mille = self.rng.between(20, 400),
+        }
+        (Some(Undo::Net), "all messages".to_owned(), None)
+    }
+
+    fn partition(&mut self, how: Partition, place: usize) -> (Option<Undo>, String, Option<usize>) {
+        let others: Vec<usize> = (0..REPLICAS).filter(|other| *other != place).collect();
+        let mut ways = Vec::new();
+        match how {
+            // The one in the middle sees both sides, which do not see each other.
+            Partition::Bridge => {
+                if let [one, other] = others[..] {
+                    ways.extend([(one, other), (other, one)]);
+                }
+            }
+            Partition::OneWay => {
+                let outwards = self.rng.per_mille(500);
+                ways.extend(others.iter().map(
+                    |other| {
+                        if outwards { (place, *other) } else { (*other, place) }
+                    },
+                ));
+            }
+            Partition::Both => {
+                ways.extend(others.iter().flat_map(|other| [(place, *other), (*other, place)]));
+            }
+        }
+        let mut blocked: Vec<(Endpoint, Endpoint)> =
+            ways.into_iter().map(|(from, to)| (Endpoint::Replica(from), Endpoint::Replica(to))).collect();
+        if self.rng.per_mille(300) {
+            // The nodes are on the other side as well.
+            for node in 0..self.world.nodes.len() {
+                let (node, replica) = (Endpoint::Node(node), Endpoint::Replica(place));
+                blocked.extend([(node, replica), (replica, node)]);
+            }
+        }
+        self.world.net().blocked.extend(blocked.iter().copied());
+        (Some(Undo::Blocked(blocked)), place_name(place), Some(place))
+    }
+
+    fn process(&mut self, what: Process, place: usize) -> (Option<Undo>, String, Option<usize>) {
+        let (target, hits) = (place_name(place), Some(place));
+        let Some(group) = self.world.places[place].group() else { return (None, target, None) };
+        let undo = match what {
+            Process::Crash => {
+                let world = self.world.clone();
+                world.places[place].hold_down(true);
+                spawn(async move { kill(group) });
+                Undo::Up(vec![place])
+            }
+            Process::CrashAtAwait => {
+                kill_after(group, self.rng.between(1, 60));
+                Undo::Nothing
+            }
+            Process::CrashAll | Process::PowerCutAll => {
+                let world = self.world.clone();
+                let has_power = what == Process::CrashAll;
+                spawn(async move {
+                    for place in &world.places {
+                        match place.group() {
+                            Some(group) if has_power => kill(group),
+                            Some(_) => place.cut_power(),
+                            None => {}
+                        }
+                    }
+                });
+                Undo::Nothing
+            }
+            Process::PowerCut => {
+                let world = self.world.clone();
+                world.places[place].hold_down(true);
+                spawn(async move { world.places[place].cut_power() });
+                Undo::Up(vec![place])
+            }
+            Process::Pause => {
+                freeze(group, true);
+                Undo::Thaw(group)
+            }
+            Process::WallJump => {
+                let by_ms = i128::from(self.rng.between(1_000, 100_000_000));
+                let sign = if self.rng.per_mille(700) { 1 } else { -1 };
+                move_wall(group, sign * by_ms * MS_NS);
+                Undo::Nothing
+            }
+            Process::ClockDrift => {
+                let least = TRUE_RATE_PPM - DRIFT_PPM;
+                set_rate(group, self.rng.between(least, TRUE_RATE_PPM + DRIFT_PPM));
+                Undo::Rate(group)
+            }
+        };
+        (Some(undo), target, hits)
+    }
+
+    fn disk(&self, what: Disk, place: usize) -> (Option<Undo>, String, Option<usize>) {
+        let trouble = match what {
+            Disk::IoError => Trouble::IoError,
+            Disk::Full => Trouble::Full,
+            Disk::Slow => Trouble::Slow,
+        };
+        self.world.places[place].disk().trouble = trouble;
+        (Some(Undo::Disk(place)), format!("the disk of {}", place_name(place)), Some(place))
+    }
+
+    fn appliance(&mut self, what: Appliance, place: usize) -> (Option<Undo>, String, Option<usize>) {
+        let appliance = &self.world.appliance;
+        let often = self.rng.between(100, 800);
+        match what {
+            Appliance::Hang => appliance.trouble(|trouble| trouble.hangs = true),
+            Appliance::HalfDone => appliance.trouble(|trouble| trouble.half_done_per_mille = often),
+            Appliance::AnswerLost => appliance.trouble(|trouble| trouble.answer_lost_per_mille = often),
+            Appliance::Twice => appliance.trouble(|trouble| trouble.twice_per_mille = often),
+            Appliance::Late => appliance.trouble(|trouble| trouble.late_per_mille = often),
+            Appliance::CutOff => {
+                let ways = [
+                    (Endpoint::Replica(place), Endpoint::Appliance),
+                    (Endpoint::Appliance, Endpoint::Replica(place)),
+                ];
+                self.world.net().blocked.extend(ways);
+                return (Some(Undo::Blocked(ways.to_vec())), place_name(place), Some(place));
+            }
+            Appliance::Restart => {
+                appliance.restart();
+                appliance.trouble(|trouble| trouble.is_down = true);
+            }
+        }
+        (Some(Undo::Appliance), "the appliance".to_owned(), None)
+    }
+
+    fn node(&mut self, what: Machine) -> (Option<Undo>, String, Option<usize>) {
+        let node = usize::try_from(self.rng.below(self.world.nodes.len() as u64)).unwrap_or(0);
+        let here = &self.world.nodes[node];
+        let target = here.id.to_string();
+        if !here.is_up() {
+            return (None, target, None);
+        }
+        let undo = match what {
+            Machine::Reboot => {
+                self.world.node_down(node);
+                Some(Undo::Boot(node))
+            }
+            Machine::Off => {
+                self.world.node_down(node);
+                self.world.set_standing(&here.id, Standing::OutOfService);
+                Some(Undo::BootOff(node))
+            }
+            Machine::PluginRestart => here.plugin().map(|plugin| {
+                spawn(async move { kill(plugin) });
+                Undo::Nothing
+            }),
+            Machine::CutOff => {
+                let ways: Vec<_> = (0..REPLICAS)
+                    .flat_map(|place| {
+                        let (node, replica) = (Endpoint::Node(node), Endpoint::Replica(place));
+                        [(node, replica), (replica, node)]
+                    })
+                    .collect();
+                self.world.net().blocked.extend(ways.iter().copied());
+                Some(Undo::Blocked(ways))
+            }
+            Machine::DeviceHeld => {
+                let connected: Vec<_> = here.connected().into_keys().collect();
+                self.rng.pick(&connected).map(|volume| {
+                    self.world.use_device(node, volume, |used| used.held = true);
+                    Undo::Release(node)
+                })
+            }
+        };
+        (undo, target, None)
+    }
+}
+
+fn undo_it(world: &Arc<World>, undo: Undo) {
+    match undo {
+        Undo::Nothing => {}
+        Undo::Net => calm_net(world),
+        Undo::Blocked(ways) => {
+            let mut net = world.net();
+            for way in ways {
+                net.blocked.remove(&way);
+            }
+        }
+        Undo::Thaw(group) => {
+            if !is_dead(group) {
+                freeze(group, false);
+            }
+        }
+        Undo::Up(places) => places.into_iter().for_each(|place| world.places[place].hold_down(false)),
+        Undo::Rate(group) => set_rate(group, TRUE_RATE_PPM),
+        Undo::Disk(place) => world.places[place].disk().trouble = Trouble::None,
+        Undo::Appliance => world.appliance.trouble(|trouble| *trouble = Default::default()),
+        Undo::Boot(node) => boot(world, node),
+        Undo::BootOff(node) => {
+            world.set_standing(&world.nodes[node].id, Standing::Present);
+            boot(world, node);
+        }
+        Undo::Release(node) => release(world, node),
+        Undo::Disarm(place, point) => {
+            if world.arm(None) {
+                world.record_fault(point.fault(), place_name(place), Installed::Skipped, None);
+            }
+        }
+    }
+}
+
+fn calm_net(world: &World) {
+    let mut net = world.net();
+    (net.lost_per_mille, net.twice_per_mille, net.late) = (0, 0, (0, 0));
+}
+
+fn boot(world: &World, node: usize) {
+    if !world.nodes[node].is_up() {
+        world.nodes[node].boots();
+        world.tell(|| format!("{} boots", world.nodes[node].id));
+    }
+}
+
+fn release(world: &World, node: usize) {
+    for volume in world.nodes[node].connected().into_keys() {
+        world.use_device(node, &volume, |used| used.held = false);
+    }
+}
+
+/// Ends every fault at once.
+pub(crate) fn heal_all(world: &Arc<World>) {
+    world.arm(None);
+    calm_net(world);
+    world.net().blocked.clear();
+    for (place, here) in world.places.iter().enumerate() {
+        here.hold_down(false);
+        here.disk().trouble = Trouble::None;
+        if let Some(group) = world.places[place].group() {
+            set_rate(group, TRUE_RATE_PPM);
+            freeze(group, false);
+        }
+    }
+    world.appliance.trouble(|trouble| *trouble = Default::default());
+    for node in 0..world.nodes.len() {
+        world.set_standing(&world.nodes[node].id, Standing::Present);
+        boot(world, node);
+        release(world, node);
+    }
+    let mut records = world.records();
+    let now = super::runtime::now_micros();
+    for fault in &mut records.history.faults {
+        fault.healed.get_or_insert(now);
+    }
+    records.tell("everything is healed");
+}

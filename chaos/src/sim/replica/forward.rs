@@ -1,0 +1,263 @@
+//! Asking the leader, wherever it is: as `src/replica/src/forward.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::ReadPolicy;
+use planted::Bug;
+use state_machine::{Command, Response, State};
+
+use super::office::Attempt;
+use super::{Metrics, Replica};
+use crate::sim::network::{Endpoint, NoAnswer};
+use crate::sim::runtime::{GroupId, SimInstant, sleep_ms, timeout};
+use crate::sim::world::World;
+
+/// Pause between two attempts, in ms.
+const RETRY_PAUSE_MS: u64 = 10;
+/// Longest time that a forwarded question is worked on.
+const MAX_QUESTION: Duration = Duration::from_secs(60);
+
+/// What was decided.
+#[derive(Debug, Clone)]
+pub(crate) struct Decided<T> {
+    pub(crate) answer: T,
+    /// An earlier attempt may have been decided as well.
+    pub(crate) repeated: bool,
+}
+
+/// One try to have a question answered, as the leader knows it that is asked.
+#[derive(Debug, Clone, Copy)]
+struct AttemptId {
+    asker: (usize, GroupId),
+    number: u64,
+    attempt: u64,
+}
+
+/// A question: who asks, and which of its questions.
+type Asked = ((usize, GroupId), u64);
+
+/// The attempts of other replicas that were taken: one that arrives after a later one of its question decides nothing,
+/// and a connection delivers nothing twice.
+#[derive(Default)]
+pub(crate) struct Attempts {
+    last_question: AtomicU64,
+    taken: Mutex<BTreeMap<Asked, u64>>,
+}
+
+impl Attempts {
+    fn next_question(&self) -> u64 {
+        self.last_question.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn take(&self, id: AttemptId) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (id.asker, id.number);
+        if taken.get(&key).is_some_and(|latest| *latest >= id.attempt) {
+            return false;
+        }
+        taken.insert(key, id.attempt);
+        true
+    }
+}
+
+/// Where the leader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seat {
+    Nowhere,
+    Here { term: u64 },
+    There { term: u64, place: usize },
+}
+
+fn seat(metrics: &Metrics, own_id: u64) -> Seat {
+    let term = metrics.current_term;
+    match metrics.current_leader {
+        Some(id) if id == own_id => Seat::Here { term },
+        Some(id) => Seat::There { term, place: World::place_of(id) },
+        None => Seat::Nowhere,
+    }
+}
+
+/// Something that only the leader answers.
+#[derive(Debug, Clone)]
+enum Question {
+    Propose(Command),
+    ReadIndex,
+}
+
+#[derive(Debug)]
+enum Reply {
+    Response(Response),
+    Index(u64),
+}
+
+impl Replica {
+    pub(super) fn seat(&self) -> Seat {
+        seat(&self.raft.metrics().borrow_watched(), self.id)
+    }
+
+    async fn leaves(&self, seat_then: Seat) {
+        let id = self.id;
+        self.metrics_reach(|seen| seen.running_state.is_err() || seat(seen, id) != seat_then).await;
+    }
+
+    /// Has the leader decide `command`.
+    pub(crate) async fn propose(
+        self: &Arc<Self>,
+        command: Command,
+        until: SimInstant,
+    ) -> Result<Decided<Response>, String> {
+        let decided = self.through_leader(Question::Propose(command), until).await?;
+        match decided.answer {
+            Reply::Response(answer) => Ok(Decided { answer, repeated: decided.repeated }),
+            Reply::Index(_) => Err("an index is no response".to_owned()),
+        }
+    }
+
+    /// Decides `command` if this replica leads in `term`, however long that takes.
+    pub(crate) async fn propose_as_leader(&self, term: u64, command: Command) -> Option<Response> {
+        loop {
+            let office = *self.office_now();
+            let office = office.filter(|office| office.term == term)?;
+            match self.write(&office, command.clone()).await {
+                Attempt::Answered(response) => return Some(response),
+                Attempt::Retry(_) => sleep_ms(RETRY_PAUSE_MS).await,
+                Attempt::Stopped => return None,
+            }
+        }
+    }
+
+    fn office_now(&self) -> Box<Option<super::Office>> {
+        use openraft::async_runtime::WatchSender;
+        Box::new(*self.office.borrow_watched())
+    }
+
+    /// Reads what was decided before the call, at least.
+    pub(crate) async fn read<T>(
+        self: &Arc<Self>,
+        until: SimInstant,
+        read: impl FnOnce(&State) -> T + Send,
+    ) -> Result<T, String> {
+        let index = match self.through_leader(Question::ReadIndex, until).await?.answer {
+            Reply::Index(index) => index,
+            Reply::Response(_) => return Err("a response is no index".to_owned()),
+        };
+        let mut applied = self.machine.watch_applied();
+        let caught_up = applied.wait_until_ge(&index);
+        match timeout(until.remaining(), caught_up).await {
+            Some(Ok(_)) => Ok(self.read_local(read)),
+            Some(Err(_)) => Err("the replica has stopped".to_owned()),
+            None => Err(format!("this replica has not caught up to entry {index}")),
+        }
+    }
+
+    async fn through_leader(
+        self: &Arc<Self>,
+        question: Question,
+        until: SimInstant,
+    ) -> Result<Decided<Reply>, String> {
+        let mut repeated = false;
+        let number = self.attempts.next_question();
+        for attempt in 0.. {
+            let seat = self.seat();
+            let id = AttemptId { asker: (self.place, self.group), number, attempt };
+            let attempt = self.ask(&question, seat, id, until);
+            let why = match timeout(until.remaining(), attempt).await {
+                Some(Attempt::Answered(answer)) => return Ok(Decided { answer, repeated }),
+                Some(Attempt::Stopped) => return Err("the replica has stopped".to_owned()),
+                Some(Attempt::Retry(why)) => why,
+                None => return Err(format!("no answer in time, with the leader {seat:?}")),
+            };
+            if self.raft.metrics().borrow_watched().running_state.is_err() {
+                return Err("the replica has stopped".to_owned());
+            }
+            repeated |= seat != Seat::Nowhere;
+            let pause = Duration::from_millis(RETRY_PAUSE_MS).min(until.remaining());
+            timeout(pause, self.leaves(seat)).await;
+            if until.remaining().is_zero() {
+                return Err(why);
+            }
+        }
+        Err("asked too often".to_owned())
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        question: &Question,
+        seat: Seat,
+        id: AttemptId,
+        until: SimInstant,
+    ) -> Attempt<Reply> {
+        match seat {
+            Seat::Nowhere => {
+                // Without a leader nothing is to be asked; the next look is at the next change.
+                timeout(until.remaining(), self.leaves(seat)).await;
+                Attempt::Retry("there is no leader".to_owned())
+            }
+            Seat::Here { term } => tokio::select! {
+                biased;
+                attempt = self.here(question.clone(), term, None) => attempt,
+                () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
+            },
+            Seat::There { term, place } => tokio::select! {
+                biased;
+                attempt = self.there(question.clone(), term, place, id, until.remaining()) => attempt,
+                () = self.leaves(seat) => Attempt::Retry("the leader changed".to_owned()),
+            },
+        }
+    }
+
+    async fn there(
+        self: &Arc<Self>,
+        question: Question,
+        term: u64,
+        place: usize,
+        id: AttemptId,
+        remaining: Duration,
+    ) -> Attempt<Reply> {
+        let limit = remaining.min(MAX_QUESTION);
+        let serve = move |leader: Arc<Self>| {
+            let question = question.clone();
+            async move {
+                if leader.seat() != (Seat::Here { term }) {
+                    return Attempt::Retry(format!("it does not lead in term {term}"));
+                }
+                let answer = timeout(limit, leader.here(question, term, Some(id))).await;
+                answer.unwrap_or_else(|| Attempt::Retry("no quorum answered in time".to_owned()))
+            }
+        };
+        match self.world.call(Endpoint::Replica(self.place), place, limit, serve).await {
+            Ok(Attempt::Stopped) => Attempt::Retry("the leader has stopped".to_owned()),
+            Ok(attempt) => attempt,
+            Err(NoAnswer::Refused) => Attempt::Retry("connection refused".to_owned()),
+            Err(NoAnswer::Silence) => Attempt::Retry("no answer".to_owned()),
+        }
+    }
+
+    async fn here(&self, question: Question, term: u64, forwarded: Option<AttemptId>) -> Attempt<Reply> {
+        match question {
+            Question::Propose(command) => match self.office_in(term).await {
+                Some(_) if forwarded.is_some_and(|id| !self.attempts.take(id)) => {
+                    Attempt::Retry("it was asked again since".to_owned())
+                }
+                Some(office) => match self.write(&office, command).await {
+                    Attempt::Answered(response) => Attempt::Answered(Reply::Response(response)),
+                    Attempt::Retry(why) => Attempt::Retry(why),
+                    Attempt::Stopped => Attempt::Stopped,
+                },
+                None => Attempt::Retry(format!("this replica does not lead in term {term}")),
+            },
+            Question::ReadIndex if planted::is(Bug::NoLeaseCheck) => {
+                let applied = self.machine.last().map_or(0, |last| last.index);
+                Attempt::Answered(Reply::Index(applied))
+            }
+            Question::ReadIndex => match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+                Ok((read_at, _)) => Attempt::Answered(Reply::Index(read_at.index())),
+                Err(error) => Attempt::Retry(error.to_string()),
+            },
+        }
+    }
+}
