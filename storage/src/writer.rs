@@ -219,7 +219,10 @@ impl Writer {
             }
         }
         drop(self.db);
-        wait_for_release(&self.file);
+        // After a failure the process has to end, and sled may hold its file until then.
+        if self.shared.failure.get().is_none() {
+            wait_for_release(&self.file);
+        }
     }
 
     /// Waits for an operation and takes what else is queued; none when the log is closed. While there is something

@@ -15,6 +15,7 @@
 
 mod decide;
 mod evidence;
+mod hearing;
 mod off;
 mod shell;
 mod watch;
@@ -23,14 +24,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use state_machine::{
-    AttachmentPhase, Command, Generation, Migration, MigrationId, MigrationPhase, NodeId, Response, State,
-    VolumeId,
+    Command, Generation, Migration, MigrationId, MigrationPhase, NodeId, Response, State, VolumeId,
 };
 
-pub(crate) use decide::{Facts, SideFacts, Verdict, decide};
 pub use decide::{KubeVirt, Side, Sight};
+pub(crate) use decide::{Verdict, decide};
 pub use evidence::{Evidence, Seen, Standing};
-use off::{NodeFacts, OffVerdict, SILENCE_OF_A_LOST_SESSION};
+use hearing::{Hearing, Words};
+use off::OffVerdict;
 pub(crate) use shell::Shell;
 use watch::{Attention, Watch};
 
@@ -147,18 +148,9 @@ struct Office {
     migrations: BTreeMap<MigrationId, Watch>,
     nodes: BTreeMap<NodeId, Attention>,
     /// What the ledger heard of each node, through whichever replica.
-    words: BTreeMap<NodeId, Words>,
+    words: Words,
     /// What is being proposed: one thing at a time, so that what is judged next knows its answer.
     proposing: Option<Motion>,
-}
-
-/// How often the ledger had heard a node, and since when this leader sees no more.
-#[derive(Debug, Clone, Copy)]
-struct Words {
-    count: u64,
-    since: Duration,
-    /// There were fewer when this leader looked first.
-    spoke: bool,
 }
 
 /// Something to propose, and what is said when it was accepted.
@@ -213,7 +205,7 @@ impl Office {
             stale: true,
             migrations: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            words: BTreeMap::new(),
+            words: Words::default(),
             proposing: None,
         }
     }
@@ -267,7 +259,7 @@ impl Office {
     fn judge(&mut self, now: Duration, view: View<'_>) -> Vec<Effect> {
         self.stale = false;
         self.judged_at = Some(now);
-        self.count_words(now, view.state);
+        self.words.count(now, view.state);
         let words = std::mem::take(&mut self.words);
         let hearing = Hearing::new(view, &words, self.listening_since, now);
         let mut effects = Vec::new();
@@ -283,19 +275,6 @@ impl Office {
         }
         effects.extend(self.ask(now));
         effects
-    }
-
-    fn count_words(&mut self, now: Duration, state: &State) {
-        for (node, known) in state.nodes() {
-            match self.words.get_mut(node) {
-                Some(words) if words.count == known.words => {}
-                Some(words) => *words = Words { count: known.words, since: now, spoke: true },
-                None => {
-                    let words = Words { count: known.words, since: now, spoke: false };
-                    self.words.insert(node.clone(), words);
-                }
-            }
-        }
     }
 
     fn judge_migrations(
@@ -355,7 +334,7 @@ impl Office {
                 Some(OffVerdict::Off(proof)) => {
                     if attention.is_free(now) {
                         let what = format!("the node is off, what it had is free: {}", proof.words().1);
-                        let words = hearing.words.get(node).map_or(0, |words| words.count);
+                        let words = hearing.words_of(node);
                         let (node, proof) = (node.clone(), proof.clone());
                         let command = Command::NodeIsOff { node, volume: None, up_to, words, proof };
                         motions.push(Motion { about, command, what });
@@ -382,114 +361,6 @@ impl Office {
         }
         self.asked_at = Some(now);
         Some(Effect::AskSessionsAgain { nodes })
-    }
-}
-
-/// What this leader hears, and for how long it has listened.
-struct Hearing<'a> {
-    state: &'a State,
-    evidence: &'a dyn Evidence,
-    words: &'a BTreeMap<NodeId, Words>,
-    now: Duration,
-    /// For so long this leader has listened to sessions, awake and without a break.
-    listened: Duration,
-    /// Nodes that Kubernetes says are out of service, or does not have.
-    doubtful: Vec<&'a NodeId>,
-    /// Kubernetes has some of the ledger's nodes, and no more nodes speak that it does not have.
-    knows_the_nodes: bool,
-}
-
-impl<'a> Hearing<'a> {
-    fn new(
-        view: View<'a>,
-        words: &'a BTreeMap<NodeId, Words>,
-        listening_since: Duration,
-        now: Duration,
-    ) -> Self {
-        let View { state, evidence } = view;
-        let listened = evidence.listening().unwrap_or_default().min(now.saturating_sub(listening_since));
-        let (mut there, mut missing, mut doubtful) = (0, Vec::new(), Vec::new());
-        for node in state.nodes().keys() {
-            match evidence.standing(node) {
-                Standing::Unknown => {}
-                Standing::Present => there += 1,
-                Standing::OutOfService => {
-                    there += 1;
-                    doubtful.push(node);
-                }
-                Standing::Missing => {
-                    missing.push(node);
-                    doubtful.push(node);
-                }
-            }
-        }
-        let mut hearing = Self { state, evidence, words, now, listened, doubtful, knows_the_nodes: false };
-        let strangers = missing.into_iter().filter(|node| hearing.speaks(node)).count();
-        hearing.knows_the_nodes = there > 0 && there >= strangers;
-        hearing
-    }
-
-    /// How long nothing was heard from the node: not by its session with this leader, and not by the ledger.
-    fn silence(&self, node: &NodeId) -> Duration {
-        let session = self.evidence.silent_for(node).unwrap_or(self.listened);
-        let ledger = self.words.get(node).map(|words| self.now.saturating_sub(words.since));
-        session.min(ledger.unwrap_or_default()).min(self.listened)
-    }
-
-    fn speaks(&self, node: &NodeId) -> bool {
-        self.was_heard(node) && self.silence(node) < SILENCE_OF_A_LOST_SESSION
-    }
-
-    fn was_heard(&self, node: &NodeId) -> bool {
-        self.evidence.silent_for(node).is_some() || self.words.get(node).is_some_and(|words| words.spoke)
-    }
-
-    fn node(&self, node: &NodeId) -> NodeFacts {
-        NodeFacts {
-            standing: self.evidence.standing(node),
-            is_known_cluster: self.knows_the_nodes,
-            silence: self.silence(node),
-            was_heard: self.was_heard(node),
-        }
-    }
-
-    fn facts(&self, volume: &VolumeId, migration: &Migration, asked: Option<u64>) -> Facts {
-        let side = |node: &NodeId| SideFacts {
-            sight: self.sight(volume, node, asked),
-            proof: self.node(node).proof(),
-            leaving: self
-                .state
-                .volume(volume)
-                .and_then(|volume| volume.attachments.get(node))
-                .is_some_and(|attachment| attachment.phase == AttachmentPhase::Revoking),
-        };
-        Facts {
-            migration: migration.clone(),
-            kubevirt: self.evidence.kubevirt(volume, migration),
-            source: side(&migration.source),
-            target: side(&migration.target),
-        }
-    }
-
-    /// The node's newest look, if it answers an asking of this leader after the deadline.
-    fn sight(&self, volume: &VolumeId, node: &NodeId, asked: Option<u64>) -> Sight {
-        match self.evidence.seen(self.state, volume, node) {
-            Seen::Nothing { why } => Sight::Unknown { why },
-            Seen::Looked { answers, sight } if asked.is_some_and(|asked| answers >= asked) => sight,
-            Seen::Looked { .. } => Sight::Unknown { why: "not looked since the deadline".to_owned() },
-        }
-    }
-
-    /// A side whose sight is unknown is taken only from a node that had time to speak, and did not.
-    fn heard_first(&self, facts: &Facts, verdict: Verdict) -> Verdict {
-        let Verdict::Reap(decision) = verdict else { return verdict };
-        let side = if decision.stale == facts.migration.source { &facts.source } else { &facts.target };
-        let may_speak = self.silence(&decision.stale) < SILENCE_OF_A_LOST_SESSION;
-        if matches!(side.sight, Sight::Unknown { .. }) && may_speak {
-            let why = format!("node {} is heard first; else {}", decision.stale, decision.evidence);
-            return Verdict::Wait { why };
-        }
-        Verdict::Reap(decision)
     }
 }
 

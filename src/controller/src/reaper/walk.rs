@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use state_machine::AttachmentPhase;
+
 use super::testing::{FakeEvidence, Ledger, in_use, node, volume};
 use super::*;
 use proptest::prelude::*;

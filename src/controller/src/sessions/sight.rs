@@ -29,7 +29,7 @@ pub enum Usage {
 /// The look that a sight rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// The newest order that the node knew before it looked: see [`super::Sessions::ask`].
+    /// The newest order that the node knew before it looked: see [`Sessions::ask`](super::core::Sessions::ask).
     pub echo: u64,
     /// When the node began to look, by its own clock.
     pub moment: NodeMoment,
