@@ -69,12 +69,13 @@ pub fn listed() -> Result<Vec<u64>> {
     lines.map(seed).collect()
 }
 
-/// What is wrong with a seed that was played.
+/// What is wrong with a seed that was played, and for how many of its volumes that could not be said.
 #[must_use]
-pub fn judge(played: &Played) -> Vec<Breach> {
-    let judged = invariants::check(&played.history).into_iter();
+pub fn judge(played: &Played) -> (Vec<Breach>, usize) {
+    let report = invariants::judge(&played.history);
+    let judged = report.violations.into_iter();
     let judged = judged.map(|broken| Breach { invariant: broken.invariant.to_owned(), what: broken.what });
-    played.breaches.iter().cloned().chain(judged).collect()
+    (played.breaches.iter().cloned().chain(judged).collect(), report.given_up.len())
 }
 
 struct Board {
@@ -172,6 +173,7 @@ impl Run<'_> {
                     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
                     let what = text.unwrap_or("without words").replace('\n', " ");
                     board.totals.seeds += 1;
+                    board.totals.violations += 1;
                     board.failures.push((seed, vec![Breach { invariant: "panic".to_owned(), what }]));
                     self.is_over.store(true, Ordering::Relaxed);
                 }
@@ -182,7 +184,8 @@ impl Run<'_> {
 
     fn add(&self, board: &mut Board, played: &Played) {
         board.totals.add(played);
-        let breaches = judge(played);
+        let (breaches, undecided) = judge(played);
+        board.totals.undecided += undecided as u64;
         if self.arguments.story || !breaches.is_empty() {
             let skipped = played.story.len().saturating_sub(STORY_SHOWN);
             println!("the story of seed {} ends so:", played.seed);
@@ -212,7 +215,7 @@ impl Run<'_> {
         let seconds = self.begun.elapsed().as_secs_f64();
         format!(
             "{} seeds, {:.2} cluster-hours simulated, {:.0} times faster than real time, {} migrations, \
-             {} reaped, {} leaders hit in migration, {} violations",
+             {} reaped, {} leaders hit in migration, {} violations, {} volumes undecided",
             totals.seeds,
             totals.cluster_hours(),
             totals.cluster_hours() * 3600.0 / seconds,
@@ -220,6 +223,7 @@ impl Run<'_> {
             totals.reaped,
             totals.leaders_hit_in_migration,
             totals.violations,
+            totals.undecided,
         )
     }
 
@@ -246,6 +250,9 @@ impl Run<'_> {
         if !board.failures.is_empty() {
             println!("found: after {} seeds", board.totals.seeds);
             bail!("{} seeds broke an invariant", board.failures.len());
+        }
+        if board.totals.seeds == 0 {
+            bail!("no seed was played");
         }
         let never = board.totals.never_in_migration();
         if board.totals.seeds >= FULL_RUN_SEEDS && !never.is_empty() {

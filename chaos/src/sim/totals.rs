@@ -38,13 +38,16 @@ pub(crate) struct Totals {
     pub(crate) real_micros: u64,
     /// Seeds with a violation.
     pub(crate) violations: u64,
+    /// Volumes whose histories were too long to put in an order.
+    #[serde(default)]
+    pub(crate) undecided: u64,
     /// Migrations that began.
     pub(crate) migrations: u64,
     /// Migrations that were reaped.
     pub(crate) reaped: u64,
     /// Calls of clients.
     pub(crate) operations: u64,
-    /// Leaders killed or stopped while a migration was under way.
+    /// Faults that hit a leader while a migration was under way.
     pub(crate) leaders_hit_in_migration: u64,
     /// Faults by kind.
     pub(crate) faults: BTreeMap<String, FaultCount>,
@@ -98,6 +101,7 @@ impl Totals {
         self.simulated_micros += other.simulated_micros;
         self.real_micros += other.real_micros;
         self.violations += other.violations;
+        self.undecided += other.undecided;
         self.migrations += other.migrations;
         self.reaped += other.reaped;
         self.operations += other.operations;
