@@ -28,17 +28,12 @@ use crate::config::TlsFiles;
 use crate::credentials::Credentials;
 use crate::identity::NodeIdentity;
 use crate::ledger::Described;
+use crate::line::connect_lazily;
 
 /// The name in every controller's certificate.
 const CONTROLLER_NAME: &str = "rds-csi";
 /// How long one replica may take to answer before another is asked, in ms: longer than an election.
 const ATTEMPT_LIMIT_MS: u64 = 5_000;
-/// How long a connection may take, in ms.
-const CONNECT_LIMIT_MS: u64 = 1_000;
-/// How often an idle connection is checked, in ms. For a leader with thousands of nodes it is most of what they cost.
-const KEEP_ALIVE_MS: u64 = 10_000;
-/// How long the check may take, in ms.
-const KEEP_ALIVE_LIMIT_MS: u64 = 5_000;
 /// Pause after all replicas were asked in vain, in ms.
 const ROUND_PAUSE_MS: u64 = 200;
 /// How long one round of registering may take, in ms.
@@ -134,13 +129,7 @@ impl Gateway {
         let replicas = controllers.iter().map(|address| {
             let setup = |error: tonic::transport::Error| LineError(format!("{address}: {error}"));
             let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(setup)?;
-            let channel = endpoint
-                .tls_config(settings.clone())
-                .map_err(setup)?
-                .connect_timeout(Duration::from_millis(CONNECT_LIMIT_MS))
-                .http2_keep_alive_interval(Duration::from_millis(KEEP_ALIVE_MS))
-                .keep_alive_timeout(Duration::from_millis(KEEP_ALIVE_LIMIT_MS))
-                .connect_lazy();
+            let channel = connect_lazily(endpoint.tls_config(settings.clone()).map_err(setup)?);
             let line = InterceptedService::new(channel, credentials.clone());
             Ok(Replica { address: address.clone(), client: Client::new(line) })
         });

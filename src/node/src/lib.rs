@@ -21,6 +21,7 @@ mod http;
 mod identity;
 mod in_use;
 mod ledger;
+mod line;
 mod measure;
 mod metrics;
 mod mounts;
@@ -44,5 +45,6 @@ mod volumes;
 
 pub use config::{Deadlines, FabricConfig, NodeConfig, TlsFiles};
 pub use gateway::LineError;
+pub use line::connect_lazily;
 pub use run::{RunError, run};
 pub use steps::Step;

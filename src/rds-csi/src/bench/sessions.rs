@@ -33,9 +33,6 @@ const IDLE: Duration = Duration::from_secs(10);
 const BEGINNING_AT_ONCE: usize = 64;
 /// Unit of CPU time in proc(5): Linux shows hundredths of a second to all programs.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// As node plugins have it.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(5);
 /// The boot of all simulated nodes.
 const BOOT: &str = "bench-boot";
 /// Files that a process has open beside its connections, with room.
@@ -163,10 +160,7 @@ impl Nodes {
                 .domain_name(replica::SERVER_NAME)
                 .ca_certificate(ca.clone())
                 .identity(Identity::from_pem(fs::read(files.cert)?, fs::read(files.key)?));
-            let endpoint = Endpoint::from_shared(format!("https://{address}"))?
-                .tls_config(tls)?
-                .http2_keep_alive_interval(KEEP_ALIVE)
-                .keep_alive_timeout(KEEP_ALIVE_LIMIT);
+            let endpoint = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?;
             let interval = Duration::from_secs(arguments.interval);
             Ok(SimulatedNode { name, endpoint, volumes: arguments.volumes, interval })
         };
@@ -216,7 +210,7 @@ impl SimulatedNode {
     }
 
     async fn register(self) -> anyhow::Result<()> {
-        let mut client = NodeGatewayClient::new(self.endpoint.connect_lazy());
+        let mut client = NodeGatewayClient::new(node::connect_lazily(self.endpoint.clone()));
         let register = RegisterRequest {
             node_id: self.name.clone(),
             boot_id: BOOT.to_owned(),
@@ -228,7 +222,7 @@ impl SimulatedNode {
     }
 
     async fn begin(self) -> anyhow::Result<Talking> {
-        let mut client = NodeGatewayClient::new(self.endpoint.connect_lazy());
+        let mut client = NodeGatewayClient::new(node::connect_lazily(self.endpoint.clone()));
         let (reports, outgoing) = mpsc::channel(1);
         reports.send(NodeReport { host_nqn: self.host_nqn(), ..self.report(1, Talk::Everything) }).await?;
         let session = client.session(ReceiverStream::new(outgoing)).await;
