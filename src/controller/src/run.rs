@@ -33,8 +33,9 @@ use crate::sessions::{AskLeader, LeaderService, NodeSessions};
 /// How long open connections may hold up the end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a silent caller is asked whether it is still there, and how long it has to answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a silent caller is asked whether it is still there, and how long it has to answer. A node that speaks as
+/// often as it should is never asked.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a controller could not start, or had to end.

@@ -142,10 +142,8 @@ struct Pursuit {
     noted: bool,
 }
 
-/// What the ledger wants of a volume on a node.
+/// What the ledger wants of a volume on a node that should go.
 enum Duty {
-    /// Nothing.
-    None,
     /// To be cut, and proven off after what was heard at this moment.
     Revoking { generation: Generation, heard_ns: Option<u64> },
     /// To be cut: there is no attachment.
@@ -366,16 +364,12 @@ impl Sessions {
         if !is_heard || boot != Some(&session.look.moment.boot) {
             return Vec::new();
         }
-        let mut volumes: BTreeSet<VolumeId> = self.revoking.get(node).cloned().unwrap_or_default();
-        volumes.extend(session.content.connected().cloned());
-        session.pursued.retain(|volume, _| volumes.contains(volume));
+        let named = self.revoking.get(node).into_iter().flatten().chain(session.content.connected());
+        let duties = named.filter_map(|volume| Some((volume.clone(), duty(state, volume, node)?)));
+        let duties: BTreeMap<VolumeId, Duty> = duties.collect();
+        session.pursued.retain(|volume, _| duties.contains_key(volume));
         let (mut effects, mut cuts, mut look_again) = (Vec::new(), Vec::new(), false);
-        for volume in volumes {
-            let duty = duty(state, &volume, node);
-            if matches!(duty, Duty::None) {
-                session.pursued.remove(&volume);
-                continue;
-            }
+        for (volume, duty) in duties {
             let seen = session.content.of(&volume);
             if matches!((&seen, &duty), (Some(Entry::Connected(Usage::Busy)), Duty::NotAttached)) {
                 // Whoever stages it there is about to be refused.
@@ -428,16 +422,15 @@ impl Sessions {
     }
 }
 
-fn duty(state: &State, volume: &VolumeId, node: &NodeId) -> Duty {
-    let Some(volume) = state.volume(volume) else { return Duty::None };
-    match volume.attachments.get(node) {
-        None => Duty::NotAttached,
+fn duty(state: &State, volume: &VolumeId, node: &NodeId) -> Option<Duty> {
+    match state.volume(volume)?.attachments.get(node) {
+        None => Some(Duty::NotAttached),
         Some(attachment) => match attachment.phase {
-            AttachmentPhase::Granting | AttachmentPhase::Granted => Duty::None,
-            AttachmentPhase::Revoking => Duty::Revoking {
+            AttachmentPhase::Granting | AttachmentPhase::Granted => None,
+            AttachmentPhase::Revoking => Some(Duty::Revoking {
                 generation: attachment.generation,
                 heard_ns: attachment.heard.as_ref().map(|heard| heard.since_boot_ns),
-            },
+            }),
         },
     }
 }
