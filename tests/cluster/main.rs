@@ -14,6 +14,7 @@
 //! - `metrics`: the table in the docs is what is served
 //! - `sessions`: what nodes have connected and hold, and how it is cut
 //! - `kubernetes`: what pods, VMs and migrations decide, and the events on claims; the API server is simulated
+//! - `orphans`: what is on the appliance and nobody's
 //! - `off`: nodes that Kubernetes says are off
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
@@ -26,6 +27,7 @@ mod kubernetes;
 mod metrics;
 mod migrations;
 mod off;
+mod orphans;
 mod program;
 mod quorum;
 mod restarts;

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backend::{Backend, BackendError, Capacity, Disk, DiskSpec, FenceIssuer, FenceNumber, Presence};
+use backend::{
+    Backend, BackendError, Capacity, Disk, DiskSpec, FenceIssuer, FenceNumber, IsUnneeded, Presence,
+};
 use planted::Bug;
 use state_machine::{AppliancePath, Nqn, VolumeId};
 use tokio::sync::oneshot;
@@ -435,6 +437,22 @@ impl Backend for SimBackend {
             Presence::FileOnly | Presence::Disk(_) => Verdict::NotYet,
         };
         self.change(volume, directory, |number| Script::Remove(number, volume.clone()), judge).await
+    }
+
+    async fn remove_unneeded(
+        &self,
+        volume: &VolumeId,
+        directory: &AppliancePath,
+        is_unneeded: IsUnneeded<'_>,
+    ) -> Result<(), BackendError> {
+        if !is_unneeded() {
+            return Err(BackendError::Conflict { reason: format!("{volume} is needed after all") });
+        }
+        self.remove(volume, directory).await
+    }
+
+    async fn lone_files(&self, _: &AppliancePath) -> Result<Vec<VolumeId>, BackendError> {
+        Ok(Vec::new())
     }
 
     async fn list(&self) -> Result<Vec<Disk>, BackendError> {

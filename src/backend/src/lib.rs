@@ -59,9 +59,12 @@ impl DiskSpec {
 }
 
 /// The path of the file of `volume` in `directory`.
-pub(crate) fn file_path(directory: &AppliancePath, volume: &VolumeId) -> String {
-    format!("{directory}/{volume}.img")
+pub fn file_path(directory: &AppliancePath, volume: &VolumeId) -> String {
+    format!("{directory}/{volume}{FILE_SUFFIX}")
 }
+
+/// Whether something on an appliance is still unneeded.
+pub type IsUnneeded<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 
 /// A disk as the appliance has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +89,12 @@ impl Disk {
     /// Whether nodes can connect to this disk, and nobody else writes to it.
     pub fn is_served(&self) -> bool {
         self.exported && !self.mounted_by_appliance
+    }
+
+    /// The directory of its file, if that is named as [`Backend::create`] names it.
+    pub fn directory(&self) -> Option<AppliancePath> {
+        let name = format!("/{}{FILE_SUFFIX}", self.volume);
+        AppliancePath::parse(self.file_path.strip_suffix(&name)?).ok()
     }
 
     /// What of `spec` this disk is not and can never become; `None` if it is the disk that `spec` describes, perhaps
@@ -166,9 +175,23 @@ pub trait Backend: Send + Sync + 'static {
     /// disk with another file.
     async fn remove(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<(), BackendError>;
 
+    /// The same for what nobody is known to need. `is_unneeded` is asked again after the number of each attempt is
+    /// drawn and before it is sent: whoever makes the volume after that answer does so with a higher number, so that
+    /// the removal comes first or not at all. [`BackendError::Conflict`], and nothing more is sent, once it says no.
+    async fn remove_unneeded(
+        &self,
+        volume: &VolumeId,
+        directory: &AppliancePath,
+        is_unneeded: IsUnneeded<'_>,
+    ) -> Result<(), BackendError>;
+
     /// All disks whose slot looks like one of ours (`pvc-...`), foreign ones too: the ledger says whose they are.
     /// Sorted by volume.
     async fn list(&self) -> Result<Vec<Disk>, BackendError>;
+
+    /// The volumes whose files are in `directory`, as [`Backend::create`] names them, while no disk uses the file,
+    /// whatever its slot. Sorted.
+    async fn lone_files(&self, directory: &AppliancePath) -> Result<Vec<VolumeId>, BackendError>;
 
     /// Room in the pool that `directory` is in.
     async fn capacity(&self, directory: &AppliancePath) -> Result<Capacity, BackendError>;
@@ -179,3 +202,12 @@ pub trait Backend: Send + Sync + 'static {
 
 /// What the slots of our volumes begin with.
 pub(crate) const SLOT_PREFIX: &str = "pvc-";
+/// What their files end with.
+pub(crate) const FILE_SUFFIX: &str = ".img";
+
+/// The volume whose file in `directory` is at `path`, if it is one that the driver could have made.
+pub(crate) fn volume_of_file(path: &str, directory: &AppliancePath) -> Option<VolumeId> {
+    let name = path.trim_start_matches('/').strip_prefix(directory.as_str().trim_start_matches('/'))?;
+    let slot = name.strip_prefix('/')?.strip_suffix(FILE_SUFFIX)?;
+    VolumeId::parse(slot).ok().filter(|_| slot.starts_with(SLOT_PREFIX))
+}

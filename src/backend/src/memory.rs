@@ -11,7 +11,9 @@ use state_machine::{AppliancePath, VolumeId};
 
 use crate::error::BackendError;
 use crate::fence::{FenceIssuer, FenceNumber};
-use crate::{Backend, Capacity, Disk, DiskSpec, Presence, SLOT_PREFIX, file_path};
+use crate::{
+    Backend, Capacity, Disk, DiskSpec, IsUnneeded, Presence, SLOT_PREFIX, file_path, volume_of_file,
+};
 
 #[derive(Debug)]
 struct Contents {
@@ -98,6 +100,11 @@ impl Memory {
         contents.fence = number;
         Ok(contents)
     }
+}
+
+/// A path is the same with and without its leading slash.
+fn is_file_of(disk: &Disk, path: &str) -> bool {
+    disk.file_path.trim_start_matches('/') == path.trim_start_matches('/')
 }
 
 #[async_trait]
@@ -194,12 +201,27 @@ impl Backend for Memory {
     }
 
     async fn remove(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<(), BackendError> {
+        self.remove_unneeded(volume, directory, &|| true).await
+    }
+
+    async fn remove_unneeded(
+        &self,
+        volume: &VolumeId,
+        directory: &AppliancePath,
+        is_unneeded: IsUnneeded<'_>,
+    ) -> Result<(), BackendError> {
         let path = file_path(directory, volume);
         let mut contents = self.change()?;
+        if !is_unneeded() {
+            return Err(BackendError::conflict(format!("{volume} is needed after all")));
+        }
         if let Some(disk) = contents.disks.get(volume)
             && disk.file_path != path
         {
             return Err(BackendError::conflict(format!("slot {volume} has the file {}", disk.file_path)));
+        }
+        if contents.disks.values().any(|disk| disk.volume != *volume && is_file_of(disk, &path)) {
+            return Err(BackendError::conflict(format!("another slot uses the file {path}")));
         }
         contents.disks.remove(volume);
         contents.files.remove(&path);
@@ -210,6 +232,13 @@ impl Backend for Memory {
         let contents = self.appliance.reach()?;
         let ours = |disk: &&Disk| disk.volume.as_str().starts_with(SLOT_PREFIX);
         Ok(contents.disks.values().filter(ours).cloned().collect())
+    }
+
+    async fn lone_files(&self, directory: &AppliancePath) -> Result<Vec<VolumeId>, BackendError> {
+        let contents = self.appliance.reach()?;
+        let is_used = |path: &str| contents.disks.values().any(|disk| is_file_of(disk, path));
+        let lone = contents.files.iter().filter(|path| !is_used(path));
+        Ok(lone.filter_map(|path| volume_of_file(path, directory)).collect())
     }
 
     async fn capacity(&self, _: &AppliancePath) -> Result<Capacity, BackendError> {

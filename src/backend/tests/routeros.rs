@@ -68,6 +68,21 @@ async fn a_disk_that_was_left_half_done_is_finished() {
 }
 
 #[tokio::test]
+async fn a_removal_that_is_sent_again_asks_again_whether_it_is_wanted() {
+    let lab = lab().await;
+    let leader = lab.leader(1).await;
+    let spec = spec("pvc-1", GIB);
+    leader.create(&spec).await.unwrap();
+    // The first attempt is lost on its way; before the second, somebody needs the volume.
+    lab.simulator.inject(Fault::DropBeforeEffect, removes(), 1);
+    let asked = std::sync::atomic::AtomicU32::new(0);
+    let is_unneeded = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+    let outcome = leader.remove_unneeded(&spec.volume, &directory(), &is_unneeded).await;
+    assert!(matches!(outcome, Err(BackendError::Conflict { .. })), "{outcome:?}");
+    assert_eq!(leader.list().await.unwrap(), [disk_of(&spec)]);
+}
+
+#[tokio::test]
 async fn a_lost_answer_to_a_remove_is_resolved_by_looking() {
     let lab = lab().await;
     let leader = lab.leader(1).await;

@@ -8,11 +8,17 @@ use std::time::Duration;
 use backend::{RouterOs, RouterOsConfig};
 use csi::Topology;
 use replica::Timing;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use state_machine::{AppliancePath, HostAddress, Nqn};
 
+/// Longest `orphans.interval_seconds` and `orphans.grace_seconds`: a week.
+const MAX_ORPHAN_SECONDS: u32 = 604_800;
+/// Largest `orphans.max_per_pass`.
+const MAX_ORPHANS_PER_PASS: u32 = 1_000;
+
 /// Settings of one controller replica, as its TOML file gives them.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerConfig {
     /// This replica's name: its pod's.
@@ -49,10 +55,59 @@ pub struct ControllerConfig {
     /// The longest that a CSI call may take when its caller sets no deadline, in seconds.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
+    /// What is on the appliance and nobody's.
+    #[serde(default)]
+    pub orphans: OrphansConfig,
+}
+
+/// Volumes and files on the appliance that neither the ledger nor a PersistentVolume knows. They are always looked for;
+/// removed are only those whose making this ledger recorded, or that are under a path which nobody else uses, and
+/// only while Kubernetes is watched.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OrphansConfig {
+    /// Whether any are removed, or would be if it were no dry run.
+    pub enabled: bool,
+    /// Whether it is only logged what would be removed.
+    pub dry_run: bool,
+    /// How often they are looked for, in seconds.
+    pub interval_seconds: u32,
+    /// For how long the leader has to have seen one in each of its looks before it is removed, in seconds.
+    pub grace_seconds: u32,
+    /// Directories on the appliance in which every volume is this installation's.
+    #[schemars(with = "Vec<String>")]
+    pub exclusive_volume_paths: Vec<AppliancePath>,
+    /// How many are removed after one look at most.
+    pub max_per_pass: u32,
+}
+
+impl Default for OrphansConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            dry_run: true,
+            interval_seconds: 3_600,
+            grace_seconds: 300,
+            exclusive_volume_paths: Vec::new(),
+            max_per_pass: 10,
+        }
+    }
+}
+
+impl OrphansConfig {
+    fn mistakes(&self) -> Vec<String> {
+        let numbers = [
+            ("interval_seconds", self.interval_seconds, MAX_ORPHAN_SECONDS),
+            ("grace_seconds", self.grace_seconds, MAX_ORPHAN_SECONDS),
+            ("max_per_pass", self.max_per_pass, MAX_ORPHANS_PER_PASS),
+        ];
+        let wrong = numbers.into_iter().filter(|(_, value, most)| !(1..=*most).contains(value));
+        wrong.map(|(name, value, most)| format!("orphans.{name}: {value} is not from 1 to {most}")).collect()
+    }
 }
 
 /// Kubernetes, as far as it is asked.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubernetesConfig {
     /// Whether the cluster that this pod runs in is watched. If not, nothing is known of VMs and pods, and no events
@@ -83,7 +138,7 @@ impl KubernetesConfig {
 }
 
 /// The tokens that node plugins show.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeTokensConfig {
     /// What the tokens are issued for: the audience of the projected volume.
@@ -96,7 +151,7 @@ pub struct NodeTokensConfig {
 
 /// Raft's timers, in milliseconds. The defaults let a killed leader's place be taken in about half a second; a disk
 /// whose fdatasync takes longer than `election_min_ms` needs longer ones, or no vote arrives in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RaftTiming {
     /// How often a leader shows that it lives.
@@ -125,7 +180,7 @@ impl From<RaftTiming> for Timing {
 }
 
 /// Another replica, or this one.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
     /// Its name.
@@ -135,7 +190,7 @@ pub struct Peer {
 }
 
 /// PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The authority that signed everybody's certificate.
@@ -147,18 +202,21 @@ pub struct Tls {
 }
 
 /// What a class that does not say gets.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeDefaults {
     /// `nvmeAddress`: the appliance's storage address.
+    #[schemars(with = "String")]
     pub nvme_address: HostAddress,
     /// `nvmePort`.
     #[serde(default = "default_nvme_port")]
     pub nvme_port: u16,
     /// `volumePath`: the directory of backing files on the appliance.
+    #[schemars(with = "String")]
     pub volume_path: AppliancePath,
     /// The NQN of a volume is this, a colon and the volume's id.
     #[serde(default = "default_nqn_prefix")]
+    #[schemars(with = "String")]
     pub nqn_prefix: Nqn,
 }
 
@@ -243,6 +301,7 @@ impl ControllerConfig {
             found.extend(mistakes.into_iter().map(|mistake| format!("topology: {mistake}")));
         }
         found.extend(self.kubernetes.mistakes());
+        found.extend(self.orphans.mistakes());
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
@@ -299,6 +358,7 @@ mod tests {
             peers,
             "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }\n\
              topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }\n\
+             orphans = { interval_seconds = 0, grace_seconds = 0, max_per_pass = 1001 }\n\
              kubernetes.node_tokens = { audience = \"\", namespace = \"n\", service_account = \"s\" }",
         ))
         .unwrap_err();
@@ -312,6 +372,9 @@ mod tests {
             "appliance.port",
             "call_timeout_seconds",
             "kubernetes.node_tokens: needs",
+            "orphans.interval_seconds: 0 is not",
+            "orphans.grace_seconds: 0 is not",
+            "orphans.max_per_pass: 1001 is not",
             "kubernetes.node_tokens.audience",
             "timing:",
             "topology: the value \"\" of \"a.example/zone\"",
@@ -325,6 +388,14 @@ mod tests {
     fn an_unknown_setting_is_a_mistake() {
         let mistakes = ControllerConfig::parse(&config("", "call_timeout = 3")).unwrap_err();
         assert!(mistakes[0].contains("unknown field `call_timeout`"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn no_orphan_is_removed_unless_two_settings_say_so() {
+        let OrphansConfig { enabled, dry_run, .. } = OrphansConfig::default();
+        assert!(!enabled && dry_run);
+        let only_enabled: OrphansConfig = toml::from_str("enabled = true").unwrap();
+        assert!(only_enabled.dry_run);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod metrics;
 mod node_callers;
 mod node_gateway;
 mod operator;
+mod orphans;
 #[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod reaper;
 mod run;
@@ -41,5 +42,5 @@ pub mod cores {
     }
 }
 
-pub use config::{ControllerConfig, KubernetesConfig, Peer, Tls, VolumeDefaults};
+pub use config::{ControllerConfig, KubernetesConfig, OrphansConfig, Peer, Tls, VolumeDefaults};
 pub use run::{RunError, run};

@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     sessions_active: IntGauge,
     session_reports: IntCounter,
     session_cuts: IntCounterVec,
+    orphans: IntGaugeVec,
+    orphans_cleaned: IntCounter,
 }
 
 /// What is read for the gauges at each scrape.
@@ -151,6 +153,15 @@ impl Metrics {
                 "Cuts: ordered of a node, held back because the volume is in use, proven by a node's report.",
                 &["status"],
             )?,
+            orphans: gauges(
+                "rds_csi_orphans",
+                "Volumes and files on the appliance that nobody knows, as of the last look; on the leader only.",
+                "verdict",
+            )?,
+            orphans_cleaned: IntCounter::new(
+                "rds_csi_orphans_cleaned_total",
+                "Volumes and files on the appliance that nobody knew, removed by this leader.",
+            )?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -178,7 +189,9 @@ impl Metrics {
         self.registry.register(Box::new(self.raft.clone()))?;
         self.registry.register(Box::new(self.sessions_active.clone()))?;
         self.registry.register(Box::new(self.session_reports.clone()))?;
-        self.registry.register(Box::new(self.session_cuts.clone()))
+        self.registry.register(Box::new(self.session_cuts.clone()))?;
+        self.registry.register(Box::new(self.orphans.clone()))?;
+        self.registry.register(Box::new(self.orphans_cleaned.clone()))
     }
 
     /// A CSI call ended.
@@ -247,6 +260,21 @@ impl Metrics {
     /// A cut came this far: `ordered`, `held` or `proven`.
     pub(crate) fn session_cut(&self, status: &str) {
         self.session_cuts.with_label_values(&[status]).inc();
+    }
+
+    /// So many orphans there are; `None`: this replica does not look.
+    pub(crate) fn orphans(&self, kept_and_removable: Option<(usize, usize)>) {
+        self.orphans.reset();
+        if let Some((kept, removable)) = kept_and_removable {
+            for (verdict, count) in [("kept", kept), ("removable", removable)] {
+                self.orphans.with_label_values(&[verdict]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    /// An orphan was removed.
+    pub(crate) fn orphan_cleaned(&self) {
+        self.orphans_cleaned.inc();
     }
 
     /// All metrics in Prometheus' text format, with gauges as of now.

@@ -13,6 +13,7 @@ use state_machine::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::orphans::Orphans;
 use messages::{all_migrations, history, volume_message};
 
 /// The longest that an operator's request takes when the caller sets no limit.
@@ -22,6 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct OperatorService {
     pub(crate) replica: Replica,
+    pub(crate) orphans: Orphans,
 }
 
 impl OperatorService {
@@ -146,6 +148,15 @@ impl Operator for OperatorService {
         let (migrations, clock) = self.read(&request, all).await?;
         let (ledger_time_ms, by_leader) = self.time(clock);
         Ok(Response::new(v1::ListMigrationsReply { migrations, ledger_time_ms, by_leader }))
+    }
+
+    async fn list_orphans(
+        &self,
+        request: Request<v1::ListOrphansRequest>,
+    ) -> Result<Response<v1::ListOrphansReply>, Status> {
+        // Who does not lead says so, and another replica is asked.
+        let reply = self.orphans.look(deadline(&request)).await.map_err(Status::unavailable)?;
+        Ok(Response::new(reply))
     }
 
     async fn list_replicas(

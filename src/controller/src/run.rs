@@ -12,6 +12,7 @@ use proto::operator::v1::operator_server::OperatorServer;
 use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::node_callers::NodeCallers;
 use crate::node_gateway::Gateway;
 use crate::operator::OperatorService;
+use crate::orphans;
 use crate::reaper;
 use crate::service::ControllerService;
 use crate::sessions::{AskLeader, LeaderService, NodeSessions};
@@ -106,7 +108,20 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     let sessions = NodeSessions::new(replica.clone(), metrics.clone());
     let kubernetes = Kubernetes::start(&config.kubernetes, metrics.clone(), &stop)?;
     let callers = kubernetes.node_callers.clone();
-    let peers = serve_peers(&config, replica.clone(), sessions.clone(), callers, stop.clone())?;
+    let in_office = watch::Sender::new(None);
+    let (orphans, orphan_shell) = orphans::Shell::new(
+        orphans::LeadersWitnesses {
+            replica: replica.clone(),
+            sessions: sessions.clone(),
+            observer: kubernetes.observer.clone(),
+            volume_path: config.volumes.volume_path.clone(),
+        },
+        config.orphans.clone(),
+        in_office.subscribe(),
+        metrics.clone(),
+    );
+    let operator = OperatorService { replica: replica.clone(), orphans };
+    let peers = serve_peers(&config, operator, sessions.clone(), callers, stop.clone())?;
     tasks.spawn(peers);
     let (following, sessions_stop) = (sessions.clone(), stop.clone());
     tasks.spawn(async move {
@@ -122,10 +137,16 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         replica: replica.clone(),
         hand: Hand { backend: backend.clone(), nqn_prefix: config.volumes.nqn_prefix.clone() },
         metrics: metrics.clone(),
+        in_office,
     };
     let executor_stop = stop.clone();
     tasks.spawn(async move {
         shell.run(executor_stop).await;
+        Ok(())
+    });
+    let orphans_stop = stop.clone();
+    tasks.spawn(async move {
+        orphan_shell.run(orphans_stop).await;
         Ok(())
     });
     let evidence = Arc::new(LeadersEvidence::new(sessions.clone(), kubernetes.observer.clone()));
@@ -193,12 +214,12 @@ fn tls_files(config: &ControllerConfig) -> TlsFiles {
 /// in callers without a certificate too; each service refuses them but the nodes'.
 fn serve_peers(
     config: &ControllerConfig,
-    replica: Replica,
+    operator: OperatorService,
     sessions: NodeSessions,
     callers: NodeCallers,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
-    let admission = callers.admission();
+    let (admission, replica) = (callers.admission(), operator.replica.clone());
     let tls = replica::server_tls(&tls_files(config))?.client_auth_optional(admission.tokens_accepted);
     let address = config.listen;
     let failed = move |error: tonic::transport::Error| RunError::Peers {
@@ -212,17 +233,14 @@ fn serve_peers(
         .map_err(failed)?
         .add_service(replica.peer_service())
         .add_service(NodeGatewayServer::with_interceptor(
-            Gateway { replica: replica.clone(), sessions: sessions.clone(), callers },
+            Gateway { replica, sessions: sessions.clone(), callers },
             admission,
         ))
         .add_service(LeaderServer::with_interceptor(
             LeaderService { sessions },
             RequireRole(RoleKind::Replica),
         ))
-        .add_service(OperatorServer::with_interceptor(
-            OperatorService { replica },
-            RequireRole(RoleKind::Operator),
-        ));
+        .add_service(OperatorServer::with_interceptor(operator, RequireRole(RoleKind::Operator)));
     Ok(async move { server.serve_with_shutdown(address, stop.cancelled_owned()).await.map_err(failed) })
 }
 

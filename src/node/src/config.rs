@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use csi::{SocketPath, Topology};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use state_machine::{BootId, NodeId, Nqn};
 use uuid::Uuid;
@@ -31,7 +32,7 @@ const RECONCILE_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
 const SESSION_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=10;
 
 /// What a node plugin is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// The Kubernetes node's name.
@@ -78,7 +79,7 @@ pub struct NodeConfig {
 }
 
 /// PEM files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {
     /// Who signs the controllers' certificates.
@@ -114,7 +115,7 @@ impl TlsFiles {
 }
 
 /// How volumes become devices.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum FabricConfig {
     /// Not at all: plain files and directories under a fake machine's directory.
@@ -148,7 +149,7 @@ pub enum FabricConfig {
 }
 
 /// Time limits, in ms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Deadlines {
     /// How long to ask the controllers when the caller sets no shorter limit.

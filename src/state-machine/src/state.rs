@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, NodeId, Nqn, VolumeId};
 use crate::migration::{ENDED_MIGRATIONS_KEPT, EndedMigration, MigrationId, MigrationOutcome};
-use crate::volume::{Generation, LedgerTime, Problem, Volume, VolumePhase};
+use crate::volume::{Generation, LedgerTime, Problem, ProblemKind, Volume, VolumePhase};
 
 /// How many failed operations stay readable for those who wait for them.
 pub const FAILURES_KEPT: usize = 100;
@@ -138,6 +138,18 @@ impl State {
             (_, Some(problem)) => OperationStatus::Retrying(problem.clone()),
             (_, None) => OperationStatus::Running,
         }
+    }
+
+    /// Whether the ledger recorded the making of this volume, in a slot that it had seen free, and has it no more; as far
+    /// as the operations that were given up tell. What it found in a slot is given up as a conflict, what it never began
+    /// as superseded: neither was made by it.
+    pub fn made_once(&self, volume: &VolumeId) -> bool {
+        let began = |problem: &Problem| match problem.kind {
+            ProblemKind::Full | ProblemKind::Rejected => true,
+            ProblemKind::Unavailable | ProblemKind::Conflict | ProblemKind::Superseded => false,
+        };
+        let gave_up = self.failures.iter().any(|f| f.volume == *volume && began(&f.problem));
+        gave_up && !self.volumes.contains_key(volume)
     }
 
     pub(crate) fn next_generation(&mut self) -> Generation {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use russh::keys::{PrivateKey, PublicKey, load_secret_key};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use state_machine::HostAddress;
 
@@ -16,10 +17,11 @@ const MAX_SESSIONS: usize = 64;
 const MAX_TIMEOUT_MS: u64 = 600_000;
 
 /// How a RouterOS appliance is reached. Field names are those of the configuration file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouterOsConfig {
     /// Its management address.
+    #[schemars(with = "String")]
     pub address: HostAddress,
     /// Its SSH port.
     #[serde(default = "defaults::port")]

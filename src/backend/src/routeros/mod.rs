@@ -36,7 +36,7 @@ pub use config::{ConfigErrors, RouterOsConfig};
 
 use crate::error::BackendError;
 use crate::fence::{FenceIssuer, FenceNumber};
-use crate::{Backend, Capacity, Disk, DiskSpec, Presence, file_path};
+use crate::{Backend, Capacity, Disk, DiskSpec, IsUnneeded, Presence, file_path};
 use answer::ChangeAnswer;
 use config::Settings;
 use parse::{ParseError, Record, SlotContent};
@@ -129,7 +129,7 @@ impl RouterOs {
         &self,
         volume: &VolumeId,
         directory: &AppliancePath,
-        script: impl Fn(FenceNumber) -> String + Send + Sync,
+        script: impl Fn(FenceNumber) -> Result<String, BackendError> + Send + Sync,
         judge: impl Fn(&Presence) -> Verdict + Send + Sync,
     ) -> Result<(), BackendError> {
         let deadline = Instant::now() + self.settings.operation_timeout;
@@ -167,7 +167,7 @@ impl RouterOs {
         &self,
         term: u64,
         deadline: Instant,
-        script: impl Fn(FenceNumber) -> String + Send + Sync,
+        script: impl Fn(FenceNumber) -> Result<String, BackendError> + Send + Sync,
     ) -> Result<ChangeAnswer, BackendError> {
         let _turn = tokio::time::timeout_at(deadline, self.changing.lock())
             .await
@@ -178,7 +178,7 @@ impl RouterOs {
             return Err(BackendError::StaleTerm { highest: number.term() });
         }
         let limit = self.settings.change_timeout.min(deadline.saturating_duration_since(Instant::now()));
-        match self.session.ask(&script(number), limit).await {
+        match self.session.ask(&script(number)?, limit).await {
             Err(AskError::NotSent(reason)) => Err(BackendError::Unavailable { reason }),
             Err(AskError::Lost(reason)) => Ok(ChangeAnswer::Refused(BackendError::Unavailable { reason })),
             Ok(answer) => {
@@ -265,7 +265,7 @@ impl Backend for RouterOs {
                 None => Verdict::NotYet,
             },
         };
-        let script = |number| script::create(&self.settings.fence, number, spec);
+        let script = |number| Ok(script::create(&self.settings.fence, number, spec));
         self.change(&spec.volume, &spec.directory, script, judge).await
     }
 
@@ -284,7 +284,7 @@ impl Backend for RouterOs {
                 None => Verdict::NotYet,
             },
         };
-        let script = |number| script::export(&self.settings.fence, number, spec);
+        let script = |number| Ok(script::export(&self.settings.fence, number, spec));
         self.change(&spec.volume, &spec.directory, script, judge).await
     }
 
@@ -302,11 +302,20 @@ impl Backend for RouterOs {
                 None => Verdict::Done,
             },
         };
-        let script = |number| script::resize(&self.settings.fence, number, spec);
+        let script = |number| Ok(script::resize(&self.settings.fence, number, spec));
         self.change(&spec.volume, &spec.directory, script, judge).await
     }
 
     async fn remove(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<(), BackendError> {
+        self.remove_unneeded(volume, directory, &|| true).await
+    }
+
+    async fn remove_unneeded(
+        &self,
+        volume: &VolumeId,
+        directory: &AppliancePath,
+        is_unneeded: IsUnneeded<'_>,
+    ) -> Result<(), BackendError> {
         let path = file_path(directory, volume);
         let judge = |presence: &Presence| match presence {
             Presence::Absent => Verdict::Done,
@@ -316,13 +325,25 @@ impl Backend for RouterOs {
                 Verdict::Conflict(format!("slot {volume} has the file {}, not {path}", disk.file_path))
             }
         };
-        let script = |number| script::remove(&self.settings.fence, number, volume, directory);
+        let script = |number| {
+            if !is_unneeded() {
+                return Err(BackendError::conflict(format!("{volume} is needed after all")));
+            }
+            Ok(script::remove(&self.settings.fence, number, volume, directory))
+        };
         self.change(volume, directory, script, judge).await
     }
 
     async fn list(&self) -> Result<Vec<Disk>, BackendError> {
         let records = self.read(Query::OurSlots).await?;
         parse::our_disks(&records).map_err(not_understood)
+    }
+
+    async fn lone_files(&self, directory: &AppliancePath) -> Result<Vec<VolumeId>, BackendError> {
+        // Files first: a disk and its file appear together.
+        let files = self.read(Query::FilesIn(directory)).await?;
+        let disks = self.read(Query::DisksIn(directory)).await?;
+        parse::lone_files(&files, &disks, directory).map_err(not_understood)
     }
 
     async fn capacity(&self, directory: &AppliancePath) -> Result<Capacity, BackendError> {

@@ -55,6 +55,10 @@ pub(super) enum Query<'a> {
     File(&'a AppliancePath, &'a VolumeId),
     /// Disks whose slot looks like ours.
     OurSlots,
+    /// Files in a directory, and others of which its name is a part.
+    FilesIn(&'a AppliancePath),
+    /// Disks whose files are there.
+    DisksIn(&'a AppliancePath),
     /// The pool that a directory is in.
     Pool(&'a AppliancePath),
 }
@@ -66,6 +70,8 @@ impl Query<'_> {
             Query::Slot(volume) => ("/disk", format!("slot=\"{volume}\"")),
             Query::File(directory, volume) => ("/file", format!("name=\"{}\"", file_name(directory, volume))),
             Query::OurSlots => ("/disk", format!("slot~\"{SLOT_PREFIX}\"")),
+            Query::FilesIn(directory) => ("/file", format!("name~\"{}/\"", relative(directory))),
+            Query::DisksIn(directory) => ("/disk", format!("file-path~\"{}/\"", relative(directory))),
             Query::Pool(directory) => ("/disk", format!("mount-point=\"{}\"", mount_point(directory))),
         };
         match dialect {
@@ -145,7 +151,8 @@ pub(super) fn resize(fence: &FenceName, number: FenceNumber, spec: &DiskSpec) ->
     fenced(fence, number, &set(&ours, &format!("file-size={}", spec.size)))
 }
 
-/// Removes the disk if slot and file are the volume's, then the file if no disk uses it.
+/// Removes the disk if slot and file are the volume's, then the file if no disk uses it, however its path is spelled.
+/// A pool, a RAID or a partition has no file, so it never matches.
 pub(super) fn remove(
     fence: &FenceName,
     number: FenceNumber,
@@ -160,8 +167,8 @@ pub(super) fn remove(
         number,
         &format!(
             ":if ([:len [/disk find where {ours}]] > 0) do={{ /disk remove [find where {ours}] }}; \
-             :if ([:len [/disk find where slot=\"{volume}\" or file-path=\"{path}\"]] = 0) do={{ \
-             :if ([:len [/file find where name=\"{name}\"]] > 0) do={{ \
+             :if ([:len [/disk find where slot=\"{volume}\" or file-path=\"{path}\" or file-path=\"{name}\"]] = 0) \
+             do={{ :if ([:len [/file find where name=\"{name}\"]] > 0) do={{ \
              /file remove [find where name=\"{name}\"] }} }}"
         ),
     )
@@ -200,6 +207,11 @@ fn matching(volume: &VolumeId, path: &str) -> String {
 /// A volume's file as `/file` names it: without the leading `/`.
 pub(super) fn file_name(directory: &AppliancePath, volume: &VolumeId) -> String {
     file_path(directory, volume).trim_start_matches('/').to_owned()
+}
+
+/// A directory as `/file` names it.
+fn relative(directory: &AppliancePath) -> &str {
+    directory.as_str().trim_start_matches('/')
 }
 
 /// The mount point of the pool that `directory` is in: its first component.

@@ -97,7 +97,8 @@ macro_rules! conformance {
             takes_a_disk_from_the_appliances_hands, exports_what_is_there_and_never_makes_it,
             an_earlier_terms_instance_changes_nothing, never_touches_what_differs, never_takes_over_a_file,
             grows_and_never_shrinks, removes_disk_and_file, removes_a_file_that_was_left,
-            never_removes_another_file, full_is_full, lists_ours_and_foreign, knows_its_capacity,
+            never_removes_another_file, removes_only_while_unneeded, never_removes_the_file_of_another_slot,
+            finds_files_without_a_disk, full_is_full, lists_ours_and_foreign, knows_its_capacity,
             changes_nothing_before_a_term, refuses_a_deposed_leader, a_term_begins_twice,
             many_calls_at_once, probes,
         );)*

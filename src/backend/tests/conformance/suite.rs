@@ -174,6 +174,49 @@ pub(super) async fn never_removes_another_file(fixture: &impl Fixture) {
     assert_eq!(leader.look(&spec.volume, &directory()).await.unwrap(), Presence::Disk(other));
 }
 
+pub(super) async fn removes_only_while_unneeded(fixture: &impl Fixture) {
+    let leader = leader(fixture, 1).await;
+    let spec = spec("pvc-1", GIB);
+    leader.create(&spec).await.unwrap();
+    assert_conflict(leader.remove_unneeded(&spec.volume, &directory(), &|| false).await);
+    assert_eq!(leader.list().await.unwrap(), [disk_of(&spec)]);
+    leader.remove_unneeded(&spec.volume, &directory(), &|| true).await.unwrap();
+    assert_eq!(leader.look(&spec.volume, &directory()).await.unwrap(), Presence::Absent);
+}
+
+/// The appliance may print and keep a path with and without its leading slash.
+pub(super) async fn never_removes_the_file_of_another_slot(fixture: &impl Fixture) {
+    let leader = leader(fixture, 1).await;
+    for (name, path) in [("pvc-1", "/storage-pool/csi/pvc-1.img"), ("pvc-2", "storage-pool/csi/pvc-2.img")] {
+        let theirs = disk_of(&spec(&format!("vm-{name}"), GIB));
+        fixture.plant(Disk { file_path: path.to_owned(), ..theirs });
+        fixture.plant_file(&spec(name, GIB).file_path(), GIB);
+        assert!(leader.remove(&volume(name), &directory()).await.is_err(), "{name} is used");
+        assert_eq!(leader.look(&volume(name), &directory()).await.unwrap(), Presence::FileOnly, "{name}");
+        assert_eq!(leader.lone_files(&directory()).await.unwrap(), [], "{name}");
+    }
+}
+
+pub(super) async fn finds_files_without_a_disk(fixture: &impl Fixture) {
+    let leader = leader(fixture, 1).await;
+    leader.create(&spec("pvc-1", GIB)).await.unwrap();
+    for path in [
+        "/storage-pool/csi/pvc-3.img",
+        "/storage-pool/csi/pvc-2.img",
+        "/storage-pool/csi/snap-1.img",
+        "/storage-pool/csi/pvc-4.iso",
+        "/storage-pool/csi/deeper/pvc-5.img",
+        "/storage-pool/csi-too/pvc-6.img",
+        "/other/storage-pool/csi/pvc-7.img",
+    ] {
+        fixture.plant_file(path, GIB);
+    }
+    assert_eq!(leader.lone_files(&directory()).await.unwrap(), [volume("pvc-2"), volume("pvc-3")]);
+    leader.remove_unneeded(&volume("pvc-2"), &directory(), &|| true).await.unwrap();
+    assert_eq!(leader.lone_files(&directory()).await.unwrap(), [volume("pvc-3")]);
+    assert_eq!(leader.list().await.unwrap(), [disk_of(&spec("pvc-1", GIB))]);
+}
+
 pub(super) async fn full_is_full(fixture: &impl Fixture) {
     let leader = leader(fixture, 1).await;
     assert_eq!(leader.create(&spec("pvc-1", POOL_BYTES + 4096)).await, Err(BackendError::Full));

@@ -1,12 +1,13 @@
 //! The executor's rim: waits for one event at a time, and has the effects performed.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backend::BackendError;
+use backend::{Backend, BackendError};
 use replica::Replica;
 use state_machine::{Step, plan};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::hand::Hand;
@@ -22,6 +23,8 @@ pub(crate) struct Shell {
     pub(crate) replica: Replica,
     pub(crate) hand: Hand,
     pub(crate) metrics: Metrics,
+    /// The appliance as this leader changes it: whoever else does must share its numbers.
+    pub(crate) in_office: watch::Sender<Option<Arc<dyn Backend>>>,
 }
 
 impl Shell {
@@ -42,9 +45,13 @@ impl Shell {
                     match *leadership.borrow_and_update() {
                         Some(leadership) => {
                             self.hand = self.hand.for_another_term();
+                            self.in_office.send_replace(Some(self.hand.backend.clone()));
                             Event::Leading { term: leadership.term }
                         }
-                        None => Event::Deposed,
+                        None => {
+                            self.in_office.send_replace(None);
+                            Event::Deposed
+                        }
                     }
                 }
                 Some(event) = events.recv() => event,

@@ -90,6 +90,11 @@ impl Index {
         }))
     }
 
+    /// Whether a PersistentVolume has this handle.
+    pub fn persistent_volume(&self, volume: &VolumeId) -> Answer<()> {
+        Answer::of(self.volumes.current().map(|volumes| of_handle(volumes, volume).next().map(drop)))
+    }
+
     /// The claim that the volume is or was bound to, for events on it.
     ///
     /// It is answered from facts that may be old: a binding does not change while the volume lives.

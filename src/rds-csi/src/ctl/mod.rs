@@ -6,6 +6,7 @@
 mod access;
 mod call;
 mod detach;
+mod orphans;
 mod render;
 
 use std::path::PathBuf;
@@ -13,9 +14,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use proto::operator::v1::{
-    AddReplicaRequest, GetVolumeRequest, ListMigrationsReply, ListMigrationsRequest, ListReplicasReply,
-    ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusReply,
-    StatusRequest, Volume,
+    AddReplicaRequest, GetVolumeRequest, ListMigrationsReply, ListMigrationsRequest, ListOrphansRequest,
+    ListReplicasReply, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest,
+    StatusReply, StatusRequest, Volume,
 };
 use serde::Serialize;
 
@@ -88,6 +89,8 @@ enum Question {
     Detach(detach::Detach),
     /// Running migrations, then the last that ended: who decided, and on what evidence
     Migrations,
+    /// What is on the appliance and nobody's, and what becomes of it
+    Orphans,
     /// The cluster's members
     Replicas {
         #[command(subcommand)]
@@ -184,6 +187,10 @@ async fn answer(
                 async |client: &mut call::Client| client.list_migrations(ListMigrationsRequest {}).await;
             let by_leader = |reply: &ListMigrationsReply| reply.by_leader;
             print_as(output, &call::ask_for_best(access, deadline, ask, by_leader).await?, render::migrations)
+        }
+        Question::Orphans => {
+            let ask = async |client: &mut call::Client| client.list_orphans(ListOrphansRequest {}).await;
+            print_as(output, &call::ask(access, deadline, ask).await?, orphans::render)
         }
         Question::Replicas { order } => {
             carry_out(access, deadline, order.unwrap_or(ReplicaOrder::List), output).await

@@ -355,6 +355,26 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_begun_in_a_free_slot_is_remembered_as_made() {
+        let kinds = [
+            (ProblemKind::Full, true),
+            (ProblemKind::Rejected, true),
+            // The slot was somebody else's, or nothing was done in it.
+            (ProblemKind::Conflict, false),
+            (ProblemKind::Superseded, false),
+        ];
+        for (kind, expected) in kinds {
+            let mut ledger = Ledger::default();
+            let generation = ledger.create(V, 1).generation();
+            let problem = problem(kind);
+            ledger.apply(Command::OperationAbandoned { volume: volume(V), generation, problem });
+            assert_eq!(ledger.state.made_once(&volume(V)), expected, "{kind:?}");
+            ledger.create(V, 1);
+            assert!(!ledger.state.made_once(&volume(V)), "it is being made again");
+        }
+    }
+
+    #[test]
     fn expansion_grows_and_never_shrinks() {
         let mut ledger = Ledger::with_volume();
         assert_eq!(ledger.apply(expand(1, None)), Response::Exists { size: size(1) });

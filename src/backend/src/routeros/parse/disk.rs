@@ -1,9 +1,11 @@
 //! Records to disks and pools.
 
-use state_machine::{Nqn, VolumeId};
+use std::collections::BTreeSet;
+
+use state_machine::{AppliancePath, Nqn, VolumeId};
 
 use super::{ParseError, Record};
-use crate::{Capacity, Disk, SLOT_PREFIX};
+use crate::{Capacity, Disk, SLOT_PREFIX, volume_of_file};
 
 /// The type of a file-backed disk.
 const FILE_TYPE: &str = "file";
@@ -57,6 +59,21 @@ pub(crate) fn has_file(records: &[Record], name: &str) -> Result<bool, ParseErro
     }
 }
 
+/// The volumes whose files are among `files` and in `directory`, while none of `disks` uses the file.
+pub(crate) fn lone_files(
+    files: &[Record],
+    disks: &[Record],
+    directory: &AppliancePath,
+) -> Result<Vec<VolumeId>, ParseError> {
+    let volumes = |records: &[Record], key: &str| {
+        let paths = records.iter().map(|record| record.required(key));
+        let volumes = paths.map(|path| Ok(volume_of_file(path?, directory)));
+        volumes.filter_map(Result::transpose).collect::<Result<BTreeSet<_>, ParseError>>()
+    };
+    let used = volumes(disks, "file-path")?;
+    Ok(volumes(files, "name")?.into_iter().filter(|volume| !used.contains(volume)).collect())
+}
+
 /// The room of the one pool in `records`; `None` if there is none.
 pub(crate) fn capacity(records: &[Record]) -> Result<Option<Capacity>, ParseError> {
     match records {
@@ -87,4 +104,27 @@ fn disk(record: &Record, volume: VolumeId) -> Result<Disk, ParseError> {
         // The appliance's default is to mount.
         mounted_by_appliance: record.flag("mount-filesystem")?.unwrap_or(true),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Dialect;
+    use super::super::records;
+    use super::*;
+
+    #[test]
+    fn only_file_backed_disks_are_ours_whatever_their_slot() {
+        let text = r#"[
+            {"type":"file","slot":"pvc-1","file-path":"pool/pvc-1.img","size":4096},
+            {"type":"raid","slot":"pvc-2","size":4096},
+            {"type":"partition","slot":"pvc-3","file-path":"/pool/pvc-3.img","size":4096},
+            {"type":"hardware","slot":"pvc-4","size":4096},
+            {"type":"file","slot":"vm-5","file-path":"/pool/pvc-5.img","size":4096}
+        ]"#;
+        let disks = our_disks(&records(Dialect::Json, text.as_bytes()).unwrap()).unwrap();
+        let found: Vec<_> =
+            disks.iter().map(|disk| (disk.volume.as_str(), disk.file_path.as_str())).collect();
+        assert_eq!(found, [("pvc-1", "/pool/pvc-1.img")]);
+        assert_eq!(disks[0].directory().map(String::from).as_deref(), Some("/pool"));
+    }
 }

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::Dialect;
 
-pub(super) use disk::{SlotContent, capacity, disk_in_slot, has_file, our_disks};
+pub(super) use disk::{SlotContent, capacity, disk_in_slot, has_file, lone_files, our_disks};
 
 /// Why a text is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
