@@ -8,6 +8,7 @@
 //! - `restarts`: the leader dies and is back at once, under load
 //! - `wiped`: a replica loses its disk
 //! - `hand_over`: the leader is asked to leave
+//! - `hotplug`: the webhook for KubeVirt's attachment pods, and what it holds; the API server is simulated
 //! - `roles`: who may call what
 //! - `migrations`: past their time, as the program's own scenarios tell it
 //! - `detach`: a person takes a volume from a node that is off
@@ -22,6 +23,7 @@ mod appliance;
 mod detach;
 mod executor;
 mod hand_over;
+mod hotplug;
 mod input;
 mod kubernetes;
 mod metrics;

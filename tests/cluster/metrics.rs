@@ -7,8 +7,11 @@ use tests::Lab;
 use tests::requests::{MIB, create, insist};
 
 const DOCS: &str = include_str!("../../docs/metrics.md");
-const SOURCES: [&str; 2] =
-    [include_str!("../../src/controller/src/metrics.rs"), include_str!("../../src/node/src/metrics.rs")];
+const SOURCES: [&str; 3] = [
+    include_str!("../../src/controller/src/metrics.rs"),
+    include_str!("../../src/controller/src/metrics/hotplug.rs"),
+    include_str!("../../src/node/src/metrics.rs"),
+];
 
 /// The table's rows: name and type.
 fn documented() -> BTreeMap<&'static str, &'static str> {

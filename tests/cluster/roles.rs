@@ -15,8 +15,9 @@ use proto::node::v1::{
 };
 use proto::operator::v1::operator_client::OperatorClient;
 use proto::operator::v1::{
-    AddReplicaRequest, DetachVolumeRequest, GetVolumeRequest, ListMigrationsRequest, ListOrphansRequest,
-    ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest, StatusRequest,
+    AddReplicaRequest, DetachVolumeRequest, GetVolumeRequest, ListHotplugHoldsRequest, ListMigrationsRequest,
+    ListOrphansRequest, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest,
+    StatusRequest,
 };
 use proto::peer::v1::peer_client::PeerClient;
 use proto::peer::v1::snapshot_part::Part;
@@ -175,6 +176,7 @@ fn calls() -> Vec<Call> {
         call!(Operator, OperatorClient.detach_volume(DetachVolumeRequest::default())),
         call!(Operator, OperatorClient.list_migrations(ListMigrationsRequest {})),
         call!(Operator, OperatorClient.list_orphans(ListOrphansRequest {})),
+        call!(Operator, OperatorClient.list_hotplug_holds(ListHotplugHoldsRequest {})),
         call!(Operator, OperatorClient.list_replicas(ListReplicasRequest {})),
         call!(
             Operator,

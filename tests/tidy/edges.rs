@@ -50,10 +50,19 @@ const TABLE: &[Row] = &[
     row("node", &["csi", "proto", "state-machine"]),
     // Wider than DESIGN. Beside the two plugins it runs the simulated appliance (`dev`); its clients (`dev`, `ctl`)
     // speak the protocols, and expect the server's name that `replica` lays down; a scenario looks at the appliance
-    // itself, with the driver's own client and types.
+    // itself, with the driver's own client and types; `bench` serves the webhook of `observer` by itself.
     row(
         "rds-csi",
-        &["controller", "node", "routeros-simulator", "proto", "replica", "backend", "state-machine"],
+        &[
+            "controller",
+            "node",
+            "routeros-simulator",
+            "proto",
+            "replica",
+            "backend",
+            "observer",
+            "state-machine",
+        ],
     ),
     Row { room: "tests", imports: None, tests_import: &[] },
     Row { room: "chaos", imports: None, tests_import: &[] },

@@ -1,5 +1,7 @@
 //! The controller's settings: one file, parsed once, all mistakes reported together.
 
+mod hotplug;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,6 +18,7 @@ use state_machine::{AppliancePath, HostAddress, Nqn};
 const MAX_ORPHAN_SECONDS: u32 = 604_800;
 /// Largest `orphans.max_per_pass`.
 const MAX_ORPHANS_PER_PASS: u32 = 1_000;
+pub use hotplug::HotplugConfig;
 
 /// Settings of one controller replica, as its TOML file gives them.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -52,6 +55,8 @@ pub struct ControllerConfig {
     /// Kubernetes, as far as it is asked.
     #[serde(default)]
     pub kubernetes: KubernetesConfig,
+    /// The admission webhook that keeps KubeVirt's hotplugged volumes in place; without this table there is none.
+    pub hotplug: Option<HotplugConfig>,
     /// The longest that a CSI call may take when its caller sets no deadline, in seconds.
     #[serde(default = "default_call_timeout_seconds")]
     pub call_timeout_seconds: u32,
@@ -302,6 +307,9 @@ impl ControllerConfig {
         }
         found.extend(self.kubernetes.mistakes());
         found.extend(self.orphans.mistakes());
+        if let Some(hotplug) = &self.hotplug {
+            found.extend(hotplug.mistakes(self.kubernetes.enabled, &[self.listen, self.metrics_address]));
+        }
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
@@ -359,7 +367,8 @@ mod tests {
             "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }\n\
              topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }\n\
              orphans = { interval_seconds = 0, grace_seconds = 0, max_per_pass = 1001 }\n\
-             kubernetes.node_tokens = { audience = \"\", namespace = \"n\", service_account = \"s\" }",
+             kubernetes.node_tokens = { audience = \"\", namespace = \"n\", service_account = \"s\" }\n\
+             hotplug = { max_hold_seconds = 0, kubevirt_namespace = \"KubeVirt\" }",
         ))
         .unwrap_err();
         for part in [
@@ -376,6 +385,9 @@ mod tests {
             "orphans.grace_seconds: 0 is not",
             "orphans.max_per_pass: 1001 is not",
             "kubernetes.node_tokens.audience",
+            "hotplug: needs kubernetes.enabled",
+            "hotplug.max_hold_seconds: 0 is not",
+            "hotplug.kubevirt_namespace: \"KubeVirt\"",
             "timing:",
             "topology: the value \"\" of \"a.example/zone\"",
             "topology: the keys have the prefixes",

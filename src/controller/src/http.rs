@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use observer::Webhook;
 use replica::Replica;
 use state_machine::{MigrationOutcome, MigrationPhase, State as Ledger};
 use tokio::net::TcpListener;
@@ -23,6 +24,8 @@ pub(crate) struct Http {
     pub(crate) metrics: Metrics,
     /// Where Raft's log and snapshots are.
     pub(crate) data_dir: PathBuf,
+    /// `None`: it is not served here.
+    pub(crate) webhook: Option<Webhook>,
 }
 
 impl Http {
@@ -60,6 +63,8 @@ async fn metrics(State(http): State<Http>) -> Response {
         last_log_index: status.last_log_index.unwrap_or(0),
         applied_index: status.applied_index.unwrap_or(0),
         storage_bytes: bytes_under(&http.data_dir),
+        // What is not known is not held: then nothing is denied.
+        hotplug_held: http.webhook.and_then(|webhook| webhook.holds().ok()).map_or(0, |holds| holds.len()),
         ..http.replica.read_local(ledger_gauges)
     };
     match http.metrics.text(&gauges) {

@@ -15,6 +15,8 @@ pub(crate) struct Kubernetes {
     pub(crate) observer: Observer,
     pub(crate) events: Events,
     pub(crate) node_callers: NodeCallers,
+    /// `None`: there is no Kubernetes.
+    pub(crate) client: Option<Client>,
 }
 
 impl Kubernetes {
@@ -27,7 +29,12 @@ impl Kubernetes {
         let Some(client) = client(config)? else {
             tracing::info!("Kubernetes is not watched: VMs and pods are unknown, and no events are posted");
             let node_callers = NodeCallers::default();
-            return Ok(Self { observer: Observer::none(), events: Events::none(), node_callers });
+            return Ok(Self {
+                observer: Observer::none(),
+                events: Events::none(),
+                node_callers,
+                client: None,
+            });
         };
         let node_callers = match &config.node_tokens {
             Some(tokens) => NodeCallers::with_tokens(client.clone(), tokens),
@@ -38,8 +45,8 @@ impl Kubernetes {
             EventOutcome::Posted => metrics.event_posted(reason.name()),
             EventOutcome::AlreadyThere | EventOutcome::Failed | EventOutcome::Dropped => {}
         };
-        let events = Events::start(client, csi::DRIVER_NAME, stop.clone(), count);
-        Ok(Self { observer, events, node_callers })
+        let events = Events::start(client.clone(), csi::DRIVER_NAME, stop.clone(), count);
+        Ok(Self { observer, events, node_callers, client: Some(client) })
     }
 }
 

@@ -10,6 +10,7 @@ mod deadline;
 mod evidence;
 #[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod executor;
+mod hotplug;
 mod http;
 mod kubernetes;
 mod metrics;
@@ -42,5 +43,7 @@ pub mod cores {
     }
 }
 
-pub use config::{ControllerConfig, KubernetesConfig, OrphansConfig, Peer, Tls, VolumeDefaults};
+pub use config::{
+    ControllerConfig, HotplugConfig, KubernetesConfig, OrphansConfig, Peer, Tls, VolumeDefaults,
+};
 pub use run::{RunError, run};

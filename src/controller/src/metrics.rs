@@ -3,6 +3,8 @@
 //! Counters are this replica's own. Gauges of the ledger are set from it when they are read, and only the leader
 //! has them, so that a sum over the replicas counts each thing once.
 
+mod hotplug;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use state_machine::MigrationOutcome;
+
+pub(crate) use hotplug::HotplugMetrics;
 
 /// Buckets of the durations of RPCs and attachments, in seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 12] =
@@ -50,6 +54,7 @@ pub(crate) struct Metrics {
     session_cuts: IntCounterVec,
     orphans: IntGaugeVec,
     orphans_cleaned: IntCounter,
+    pub(crate) hotplug: HotplugMetrics,
 }
 
 /// What is read for the gauges at each scrape.
@@ -64,6 +69,8 @@ pub(crate) struct Gauges {
     pub(crate) attachments: usize,
     pub(crate) migrations: usize,
     pub(crate) overdue_migrations: usize,
+    /// Attachment pods whose deletion is denied.
+    pub(crate) hotplug_held: usize,
     /// How many have ended, by outcome.
     pub(crate) migrations_ended: Vec<(MigrationOutcome, u64)>,
 }
@@ -162,6 +169,7 @@ impl Metrics {
                 "rds_csi_orphans_cleaned_total",
                 "Volumes and files on the appliance that nobody knew, removed by this leader.",
             )?,
+            hotplug: HotplugMetrics::new()?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -191,7 +199,8 @@ impl Metrics {
         self.registry.register(Box::new(self.session_reports.clone()))?;
         self.registry.register(Box::new(self.session_cuts.clone()))?;
         self.registry.register(Box::new(self.orphans.clone()))?;
-        self.registry.register(Box::new(self.orphans_cleaned.clone()))
+        self.registry.register(Box::new(self.orphans_cleaned.clone()))?;
+        self.hotplug.register(&self.registry)
     }
 
     /// A CSI call ended.
@@ -299,6 +308,7 @@ impl Metrics {
         }
         self.active_migrations.set(if now.is_leader { led(now.migrations) } else { 0 });
         self.overdue_migrations.set(if now.is_leader { led(now.overdue_migrations) } else { 0 });
+        self.hotplug.held(if now.is_leader { now.hotplug_held } else { 0 });
         self.migrations.reset();
         for (outcome, ended) in now.migrations_ended.iter().filter(|_| now.is_leader) {
             self.migrations.with_label_values(&[outcome.name()]).inc_by(*ended);

@@ -1,10 +1,12 @@
 //! What people ask through `rds-csi ctl`; any replica answers. The server in front lets operators in only.
 
+mod holds;
 mod messages;
 
 use std::time::{Duration, Instant};
 
 use csi::status;
+use observer::Webhook;
 use proto::operator::v1;
 use proto::operator::v1::operator_server::Operator;
 use replica::{MemberStatus, MembershipError, PeerAddress, Replica, ReplicaStatus, Role};
@@ -24,6 +26,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct OperatorService {
     pub(crate) replica: Replica,
     pub(crate) orphans: Orphans,
+    /// `None`: it is not served here.
+    pub(crate) webhook: Option<Webhook>,
 }
 
 impl OperatorService {
@@ -157,6 +161,13 @@ impl Operator for OperatorService {
         // Who does not lead says so, and another replica is asked.
         let reply = self.orphans.look(deadline(&request)).await.map_err(Status::unavailable)?;
         Ok(Response::new(reply))
+    }
+
+    async fn list_hotplug_holds(
+        &self,
+        _: Request<v1::ListHotplugHoldsRequest>,
+    ) -> Result<Response<v1::ListHotplugHoldsReply>, Status> {
+        holds::list(self.webhook.as_ref()).map(Response::new)
     }
 
     async fn list_replicas(

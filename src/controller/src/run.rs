@@ -6,6 +6,7 @@ use std::time::Duration;
 use backend::{Backend, RouterOs};
 use csi::parse::ClassDefaults;
 use csi::{CsiServer, Socket, SocketPath, Topology};
+use observer::Webhook;
 use proto::leader::v1::leader_server::LeaderServer;
 use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::chronicle::Chronicle;
-use crate::config::ControllerConfig;
+use crate::config::{ControllerConfig, HotplugConfig};
 use crate::evidence::LeadersEvidence;
 use crate::executor::{Hand, Shell};
+use crate::hotplug;
 use crate::http::Http;
 use crate::kubernetes::Kubernetes;
 use crate::metrics::Metrics;
@@ -83,6 +85,14 @@ pub enum RunError {
         /// Why not.
         reason: String,
     },
+    /// The port for the hotplug webhook cannot be served.
+    #[error("serving the hotplug webhook on {address}: {reason}")]
+    Hotplug {
+        /// The address.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
     /// Kubernetes cannot be asked.
     #[error("kubernetes: {0}")]
     Kubernetes(#[from] observer::ConnectError),
@@ -120,7 +130,16 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         in_office.subscribe(),
         metrics.clone(),
     );
-    let operator = OperatorService { replica: replica.clone(), orphans };
+    let webhook = match &config.hotplug {
+        Some(hotplug) => {
+            let (webhook, serving) =
+                serve_webhook(&config, hotplug, &kubernetes, &metrics, stop.clone()).await?;
+            tasks.spawn(serving);
+            Some(webhook)
+        }
+        None => None,
+    };
+    let operator = OperatorService { replica: replica.clone(), orphans, webhook: webhook.clone() };
     let peers = serve_peers(&config, operator, sessions.clone(), callers, stop.clone())?;
     tasks.spawn(peers);
     let (following, sessions_stop) = (sessions.clone(), stop.clone());
@@ -128,7 +147,12 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         following.run(sessions_stop).await;
         Ok(())
     });
-    let http = Http { replica: replica.clone(), metrics: metrics.clone(), data_dir: config.data_dir.clone() };
+    let http = Http {
+        replica: replica.clone(),
+        metrics: metrics.clone(),
+        data_dir: config.data_dir.clone(),
+        webhook,
+    };
     let (http_stop, http_config) = (stop.clone(), config.clone());
     tasks.spawn(async move {
         http.serve(http_listener, http_stop).await.map_err(|error| metrics_error(&http_config, error))
@@ -242,6 +266,27 @@ fn serve_peers(
         ))
         .add_service(OperatorServer::with_interceptor(operator, RequireRole(RoleKind::Operator)));
     Ok(async move { server.serve_with_shutdown(address, stop.cancelled_owned()).await.map_err(failed) })
+}
+
+/// The webhook, and what serves it: a port of its own, as the API server shows no certificate.
+async fn serve_webhook(
+    config: &ControllerConfig,
+    hotplug: &HotplugConfig,
+    kubernetes: &Kubernetes,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) -> Result<(Webhook, impl Future<Output = Result<(), RunError>> + use<>), RunError> {
+    let failed = |reason: String| RunError::Hotplug { address: hotplug.listen.to_string(), reason };
+    let listener = TcpListener::bind(hotplug.listen).await.map_err(|error| failed(error.to_string()))?;
+    tracing::info!(address = ?listener.local_addr(), "the hotplug webhook is served");
+    let (webhook, certificate) = hotplug::webhook(hotplug, &config.tls, kubernetes, metrics)
+        .map_err(|error| failed(error.to_string()))?;
+    let serving = webhook.clone().serve(listener, certificate, stop);
+    let serving = async {
+        serving.await;
+        Ok(())
+    };
+    Ok((webhook, serving))
 }
 
 fn service(

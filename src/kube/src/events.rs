@@ -58,6 +58,12 @@ pub enum EventReason {
     VolumeDetached,
     /// An attachment was cleared whose node is gone.
     StaleAttachmentCleared,
+    /// An attachment pod may not go yet, as nothing else holds the volume.
+    HotplugVolumeHeld,
+    /// It was held for as long as may be, and goes.
+    HotplugHoldExpired,
+    /// The volume's last attachment pod goes, as the volume leaves the VM.
+    HotplugVolumeLeaving,
 }
 
 impl EventReason {
@@ -72,6 +78,9 @@ impl EventReason {
             Self::VolumeAttached => "VolumeAttached",
             Self::VolumeDetached => "VolumeDetached",
             Self::StaleAttachmentCleared => "StaleAttachmentCleared",
+            Self::HotplugVolumeHeld => "HotplugVolumeHeld",
+            Self::HotplugHoldExpired => "HotplugHoldExpired",
+            Self::HotplugVolumeLeaving => "HotplugVolumeLeaving",
         }
     }
 
@@ -81,11 +90,14 @@ impl EventReason {
             Self::MigrationOverdue
             | Self::MigrationFailed
             | Self::AttachmentConflict
-            | Self::StaleAttachmentCleared => "Warning",
+            | Self::StaleAttachmentCleared
+            | Self::HotplugHoldExpired => "Warning",
             Self::MigrationStarted
             | Self::MigrationCompleted
             | Self::VolumeAttached
-            | Self::VolumeDetached => "Normal",
+            | Self::VolumeDetached
+            | Self::HotplugVolumeHeld
+            | Self::HotplugVolumeLeaving => "Normal",
         }
     }
 }

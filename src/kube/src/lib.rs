@@ -13,11 +13,13 @@
 mod backoff;
 mod client;
 mod events;
+pub mod hotplug;
 mod index;
 mod objects;
 mod quantity;
 mod tokens;
 mod watch;
+mod webhook;
 
 pub use client::{ConnectError, connect, connect_as_nobody};
 pub use events::{Event, EventOutcome, EventReason, Events};
@@ -32,3 +34,7 @@ pub use tokens::{
     TokenIdentity, Tokens,
 };
 pub use watch::{LIST_PAGE, LIST_TIMEOUT, Observer, Settings, SimulatedKubernetes, WATCH_TIMEOUT_SECONDS};
+pub use webhook::{
+    ANSWER_WITHIN, CREATE_PATH, DELETE_PATH, FORMER_HOLD_AFTER, Happening, Hold, HttpsError, MAX_CONNECTIONS,
+    MAX_REVIEW_BYTES, MAX_REVIEWS_UNDER_WAY, ServerCertificate, Webhook, WebhookSettings,
+};

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kube::core::{ApiResource, GroupVersionKind, NotUsed, Object, ObjectMeta, PartialObjectMeta, Resource};
+use kube::core::{ApiResource, GroupVersionKind, NotUsed, Object, ObjectMeta, Resource};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,9 +10,10 @@ use state_machine::NodeId;
 use thiserror::Error;
 
 mod kubevirt;
+pub(crate) mod pod;
 
 use crate::index::{
-    AttachmentFact, Change, ClaimFact, ClaimRef, Fact, Health, Index, Kind, NodeFact, PodFact, PodOwner,
+    AttachmentFact, Change, ClaimFact, ClaimRef, Fact, Health, Index, Kind, NamespaceFact, NodeFact, PodFact,
     SettingsFact, Table, VmiFact, VmimFact, VolumeFact,
 };
 
@@ -97,6 +98,7 @@ impl Watched for NodeFact {
 pub(crate) struct VolumeSpec {
     csi: Option<CsiSource>,
     claim_ref: Option<ObjectName>,
+    volume_mode: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -124,7 +126,8 @@ impl Watched for VolumeFact {
             let uid = claim.uid.filter(|uid| !uid.is_empty());
             Some(ClaimRef { namespace: claim.namespace?, name: claim.name?, uid })
         });
-        Some(Self { handle: csi.volume_handle, name: name(&object.metadata)?, claim })
+        let block = object.spec.volume_mode.as_deref() == Some("Block");
+        Some(Self { handle: csi.volume_handle, name: name(&object.metadata)?, claim, block })
     }
 
     fn table(index: &mut Index) -> &mut Table<Self> {
@@ -135,11 +138,12 @@ impl Watched for VolumeFact {
 impl Watched for ClaimFact {
     const KIND: Kind = Kind::Claim;
     const API: (&'static str, &'static str, &'static str) = ("", "v1", "PersistentVolumeClaim");
-    type Object = PartialObjectMeta;
+    type Object = Object<NotUsed, PhaseStatus>;
 
     fn read(object: Self::Object, _: &str) -> Option<Self> {
         let (namespace, name) = names(&object.metadata)?;
-        Some(Self { namespace, name, uid: object.metadata.uid? })
+        let bound = object.status.is_some_and(|status| status.phase == "Bound");
+        Some(Self { namespace, name, uid: object.metadata.uid?, bound })
     }
 
     fn table(index: &mut Index) -> &mut Table<Self> {
@@ -192,73 +196,31 @@ impl Watched for AttachmentFact {
     }
 }
 
-/// `spec` of a Pod.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PodSpec {
-    node_name: Option<String>,
-    #[serde(default)]
-    volumes: Vec<PodVolume>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PodVolume {
-    name: String,
-    persistent_volume_claim: Option<ClaimName>,
-    ephemeral: Option<NotUsed>,
-}
-
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ClaimName {
     claim_name: String,
 }
 
-/// `status` of a Pod, VMI or VMIM: its phase.
+/// `status` of a claim, or of whatever else only has its phase read.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct PhaseStatus {
     #[serde(default)]
     phase: String,
 }
 
-impl PodVolume {
-    fn claim(&self, pod: &str) -> Option<String> {
-        match (&self.persistent_volume_claim, &self.ephemeral) {
-            (Some(claim), _) => Some(claim.claim_name.clone()),
-            // Kubernetes names the claim of a generic ephemeral volume so.
-            (None, Some(_)) => Some(format!("{pod}-{}", self.name)),
-            (None, None) => None,
-        }
-    }
-}
-
-impl Watched for PodFact {
-    const KIND: Kind = Kind::Pod;
-    const API: (&'static str, &'static str, &'static str) = ("", "v1", "Pod");
-    type Object = Object<PodSpec, PhaseStatus>;
+impl Watched for NamespaceFact {
+    const KIND: Kind = Kind::Namespace;
+    const API: (&'static str, &'static str, &'static str) = ("", "v1", "Namespace");
+    type Object = Object<NotUsed, NotUsed>;
 
     fn read(object: Self::Object, _: &str) -> Option<Self> {
-        let (namespace, name) = names(&object.metadata)?;
-        let claims: Vec<_> = object.spec.volumes.iter().filter_map(|volume| volume.claim(&name)).collect();
-        let owner = kubevirt::owner(&object.metadata);
-        if claims.is_empty() && owner == PodOwner::None {
-            return None;
-        }
-        Some(Self {
-            namespace,
-            name,
-            uid: object.metadata.uid?,
-            node: node_id(object.spec.node_name.as_deref()),
-            finished: object.status.is_some_and(|s| s.phase == "Succeeded" || s.phase == "Failed"),
-            terminating: object.metadata.deletion_timestamp.is_some(),
-            claims,
-            owner,
-        })
+        let terminating = object.metadata.deletion_timestamp.is_some();
+        Some(Self { name: name(&object.metadata)?, terminating })
     }
 
     fn table(index: &mut Index) -> &mut Table<Self> {
-        &mut index.pods
+        &mut index.namespaces
     }
 }
 
@@ -302,6 +264,7 @@ impl Index {
                 "VirtualMachineInstance" => record::<VmiFact>(&mut index, driver, object)?,
                 "VirtualMachineInstanceMigration" => record::<VmimFact>(&mut index, driver, object)?,
                 "KubeVirt" => record::<SettingsFact>(&mut index, driver, object)?,
+                "Namespace" => record::<NamespaceFact>(&mut index, driver, object)?,
                 other => return Err(RecordedError::Kind(other.to_owned())),
             }
         }

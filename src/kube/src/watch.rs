@@ -19,8 +19,8 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::index::{
-    AttachmentFact, Change, ClaimFact, Index, Kind, NodeFact, PodFact, SettingsFact, VmiFact, VmimFact,
-    VolumeFact,
+    AttachmentFact, Change, ClaimFact, Index, Kind, NamespaceFact, NodeFact, PodFact, SettingsFact, VmiFact,
+    VmimFact, VolumeFact,
 };
 use crate::objects::Watched;
 
@@ -105,6 +105,7 @@ impl Observer {
         spawn::<VmiFact>(client, settings, &shared, stop);
         spawn::<VmimFact>(client, settings, &shared, stop);
         spawn::<SettingsFact>(client, settings, &shared, stop);
+        spawn::<NamespaceFact>(client, settings, &shared, stop);
         Self { shared }
     }
 

@@ -13,6 +13,7 @@ pub mod certificates;
 pub mod ctl;
 pub mod dev;
 mod failure;
+pub mod https;
 pub mod logging;
 mod open_files;
 pub mod services;

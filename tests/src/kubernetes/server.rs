@@ -1,5 +1,5 @@
-//! A simulated API server: it lists and watches by resource version, refuses a name that is there, reviews tokens by a
-//! table, and can be away.
+//! A simulated API server: it lists and watches by resource version, refuses a name that is there, merges annotations
+//! into an object of the version that is meant, reviews tokens by a table, and can be away.
 //!
 //! Life cycle: it serves from its start to the end of the test's runtime. What it has is in memory.
 
@@ -103,6 +103,11 @@ impl SimulatedApiServer {
         self.shared.change(|scene| scene.is_away = is_away);
     }
 
+    /// The pods that it has.
+    pub fn pods(&self) -> Vec<Value> {
+        self.shared.lock().objects_at("/api/v1/pods")
+    }
+
     /// The events that were taken, in the order of their names.
     pub fn events(&self) -> Vec<Value> {
         self.shared.lock().objects_at("/api/v1/events")
@@ -189,6 +194,9 @@ async fn answer(State(shared): State<Shared>, method: Method, uri: Uri, body: By
     if method == Method::POST {
         return create(&shared, &path, &body);
     }
+    if method == Method::PATCH {
+        return annotate(&shared, &path, &body);
+    }
     if method != Method::GET {
         return refusal(405, "MethodNotAllowed");
     }
@@ -238,6 +246,29 @@ fn create(shared: &Shared, path: &str, body: &[u8]) -> Response<Body> {
         }
         scene.put(object.clone(), "ADDED");
         reply(201, &object)
+    })
+}
+
+/// Merges annotations into an object.
+fn annotate(shared: &Shared, path: &str, body: &[u8]) -> Response<Body> {
+    let Ok(patch) = serde_json::from_slice::<Value>(body) else { return refusal(400, "BadRequest") };
+    shared.change(|scene| {
+        let found = scene.objects.iter().find(|((collection, namespace, name), _)| {
+            let (root, plural) = collection.rsplit_once('/').unwrap_or_default();
+            path == format!("{root}/namespaces/{namespace}/{plural}/{name}")
+        });
+        let Some(mut object) = found.map(|(_, object)| object.clone()) else {
+            return refusal(404, "NotFound");
+        };
+        let is_other = |field: &&str| object["metadata"][field] != patch["metadata"][field];
+        if ["uid", "resourceVersion"].iter().any(is_other) {
+            return refusal(409, "Conflict");
+        }
+        for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
+            object["metadata"]["annotations"][key] = value.clone();
+        }
+        scene.put(object.clone(), "MODIFIED");
+        reply(200, &object)
     })
 }
 

@@ -158,7 +158,7 @@ impl Index {
         let mut pods = Vec::new();
         let mut vms = BTreeSet::new();
         let mut unresolved = None;
-        for pod in in_namespace().filter(|pod| !pod.finished && pod.claims.contains(&claim.name)) {
+        for pod in in_namespace().filter(|pod| !pod.is_finished() && pod.claims.contains(&claim.name)) {
             let vm = match &pod.owner {
                 PodOwner::None => None,
                 PodOwner::Vm(vm) => Some(vm.clone()),

@@ -1,6 +1,10 @@
 //! The few facts that are kept of each object.
 
+use std::collections::BTreeMap;
+
 use state_machine::NodeId;
+
+use crate::hotplug::{AttachmentPod, PodPhase, SpecVolume, VolumeStatus};
 
 /// Where a fact stands in its table: two names, the first of which a question can be narrowed down to.
 pub(crate) type Key = (String, String);
@@ -33,6 +37,8 @@ pub(crate) struct VolumeFact {
     pub(crate) handle: String,
     pub(crate) name: String,
     pub(crate) claim: Option<super::ClaimRef>,
+    /// `volumeMode` is Block.
+    pub(crate) block: bool,
 }
 
 impl Fact for VolumeFact {
@@ -47,11 +53,26 @@ pub(crate) struct ClaimFact {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
+    /// Its phase is Bound.
+    pub(crate) bound: bool,
 }
 
 impl Fact for ClaimFact {
     fn key(&self) -> Key {
         (self.namespace.clone(), self.name.clone())
+    }
+}
+
+/// A namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct NamespaceFact {
+    pub(crate) name: String,
+    pub(crate) terminating: bool,
+}
+
+impl Fact for NamespaceFact {
+    fn key(&self) -> Key {
+        (self.name.clone(), String::new())
     }
 }
 
@@ -79,11 +100,33 @@ pub(crate) struct PodFact {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) node: Option<NodeId>,
-    /// Succeeded or Failed: it uses nothing any more.
-    pub(crate) finished: bool,
+    pub(crate) phase: PodPhase,
     pub(crate) terminating: bool,
     pub(crate) claims: Vec<String>,
     pub(crate) owner: PodOwner,
+    /// The UID of the VMI that owns it: of a virt-launcher pod.
+    pub(crate) vmi_uid: Option<String>,
+    /// The UID of the migration that it is the target of.
+    pub(crate) migration: Option<String>,
+    /// More, if it is an attachment pod.
+    pub(crate) hotplug: Option<Box<HotplugFact>>,
+}
+
+impl PodFact {
+    /// Succeeded or Failed: it uses nothing any more.
+    pub(crate) fn is_finished(&self) -> bool {
+        matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+}
+
+/// What is kept of an attachment pod beside what is kept of any pod.
+#[derive(Debug, Clone)]
+pub(crate) struct HotplugFact {
+    pub(crate) pod: AttachmentPod,
+    /// The name and the UID of the Pod that owns it.
+    pub(crate) owner: Option<(String, String)>,
+    /// The annotation that says when its deletion was first denied, as it is.
+    pub(crate) held_since: Option<String>,
 }
 
 impl Fact for PodFact {
@@ -116,6 +159,11 @@ pub(crate) struct VmiFact {
     /// When it was created, by the API server's clock, in seconds since 1970.
     pub(crate) created_at_s: i64,
     pub(crate) migration: Option<MigrationFact>,
+    pub(crate) deleting: bool,
+    /// `spec.volumes` and `spec.utilityVolumes`, by name.
+    pub(crate) spec_volumes: BTreeMap<String, SpecVolume>,
+    /// `status.volumeStatus`, by name.
+    pub(crate) volume_status: BTreeMap<String, VolumeStatus>,
 }
 
 impl Fact for VmiFact {
@@ -154,6 +202,8 @@ pub(crate) struct VmimFact {
     pub(crate) uid: String,
     pub(crate) vmi: String,
     pub(crate) phase: MigrationPhase,
+    /// Where it goes, once the object says so.
+    pub(crate) target: Option<NodeId>,
     /// When it was created, by the API server's clock, in seconds since 1970. Only to find the last one of a VMI.
     pub(crate) created_at_s: i64,
 }

@@ -6,6 +6,7 @@
 
 mod answers;
 mod facts;
+mod hotplug;
 mod migration;
 
 use std::collections::BTreeMap;
@@ -14,8 +15,8 @@ use std::time::Instant;
 
 pub use answers::{AttachmentSeen, ClaimRef, NodeSeen, PodSeen, Users};
 pub(crate) use facts::{
-    AttachmentFact, ClaimFact, Fact, Key, MigrationFact, MigrationPhase, NodeFact, PodFact, PodOwner,
-    SettingsFact, VmiFact, VmiPhase, VmimFact, VolumeFact,
+    AttachmentFact, ClaimFact, Fact, HotplugFact, Key, MigrationFact, MigrationPhase, NamespaceFact,
+    NodeFact, PodFact, PodOwner, SettingsFact, VmiFact, VmiPhase, VmimFact, VolumeFact,
 };
 pub use migration::{DEFAULT_COMPLETION_SECONDS_PER_GIB, MigrationSeen, VmSeen};
 
@@ -29,7 +30,7 @@ pub enum Kind {
     Node,
     /// PersistentVolumes of this driver.
     PersistentVolume,
-    /// PersistentVolumeClaims: only names and UIDs.
+    /// PersistentVolumeClaims: names, UIDs, and whether they are bound.
     Claim,
     /// VolumeAttachments.
     VolumeAttachment,
@@ -41,11 +42,13 @@ pub enum Kind {
     Vmim,
     /// The KubeVirt object: the cluster's migration settings.
     KubeVirt,
+    /// Namespaces: there or not, and terminating.
+    Namespace,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Node,
         Self::PersistentVolume,
         Self::Claim,
@@ -54,6 +57,7 @@ impl Kind {
         Self::Vmi,
         Self::Vmim,
         Self::KubeVirt,
+        Self::Namespace,
     ];
 
     /// The kind's name in the API, in the plural.
@@ -67,6 +71,7 @@ impl Kind {
             Self::Vmi => "virtualmachineinstances",
             Self::Vmim => "virtualmachineinstancemigrations",
             Self::KubeVirt => "kubevirts",
+            Self::Namespace => "namespaces",
         }
     }
 }
@@ -345,6 +350,7 @@ pub struct Index {
     pub(crate) vmis: Table<VmiFact>,
     pub(crate) vmims: Table<VmimFact>,
     pub(crate) settings: Table<SettingsFact>,
+    pub(crate) namespaces: Table<NamespaceFact>,
 }
 
 impl Default for Index {
@@ -365,6 +371,7 @@ impl Index {
             vmis: Table::new(Kind::Vmi),
             vmims: Table::new(Kind::Vmim),
             settings: Table::new(Kind::KubeVirt),
+            namespaces: Table::new(Kind::Namespace),
         }
     }
 
@@ -393,6 +400,7 @@ impl Index {
             Kind::Vmi => &mut self.vmis,
             Kind::Vmim => &mut self.vmims,
             Kind::KubeVirt => &mut self.settings,
+            Kind::Namespace => &mut self.namespaces,
         };
         table.set_health(health);
     }
@@ -412,6 +420,7 @@ impl Index {
             Kind::Vmi => &self.vmis,
             Kind::Vmim => &self.vmims,
             Kind::KubeVirt => &self.settings,
+            Kind::Namespace => &self.namespaces,
         }
     }
 }

@@ -43,6 +43,15 @@ impl Cluster {
         Self { objects }
     }
 
+    /// A VM with hotplugged volumes at the moment of the hazard: the old attachment pod is to go, and the new one lists
+    /// what the VM uses and does not expose it.
+    pub(crate) fn hotplugging() -> Self {
+        let files = [include_str!("../recorded/nodes.json"), include_str!("../recorded/hotplug.json")];
+        let objects =
+            files.iter().flat_map(|text| serde_json::from_str::<Vec<Value>>(text).unwrap()).collect();
+        Self { objects }
+    }
+
     pub(crate) fn find(&self, kind: &str, name: &str) -> &Value {
         self.objects
             .iter()

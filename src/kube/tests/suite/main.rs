@@ -7,7 +7,9 @@
 mod answers;
 mod cluster;
 mod events;
+mod hotplug_facts;
 mod migrations;
 mod server;
 mod tokens;
 mod watching;
+mod webhook;

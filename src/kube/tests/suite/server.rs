@@ -46,6 +46,10 @@ pub(crate) struct Scene {
     pub(crate) reviewed: Vec<Value>,
     /// Creations that fail with the status before one is accepted.
     pub(crate) refuse_creations: Vec<u16>,
+    /// Changes of objects, as they were asked for.
+    pub(crate) patches: Vec<Value>,
+    /// Changes of objects are answered with this status.
+    pub(crate) refuse_patches: Option<u16>,
 }
 
 #[derive(Clone)]
@@ -211,6 +215,11 @@ async fn answer(State(shared): State<Shared>, method: Method, uri: Uri, body: By
         shared.changed.send_modify(|count| *count += 1);
         return response;
     }
+    if method == Method::PATCH {
+        let response = patch(&shared, &path, &body);
+        shared.changed.send_modify(|count| *count += 1);
+        return response;
+    }
     if is_watch {
         let from = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap();
         return Response::new(watch_body(shared, path, from));
@@ -250,6 +259,31 @@ fn create(shared: &Shared, path: &str, body: &[u8]) -> Response<Body> {
     }
     scene.put(&object, "ADDED");
     json_response(201, &object)
+}
+
+/// Merges annotations into an object, if it is the very one that is meant.
+fn patch(shared: &Shared, path: &str, body: &[u8]) -> Response<Body> {
+    let mut scene = shared.lock();
+    let patch: Value = serde_json::from_slice(body).unwrap();
+    scene.patches.push(patch.clone());
+    if let Some(code) = scene.refuse_patches {
+        return refusal(code);
+    }
+    let found = scene.objects.iter().find(|((collection, namespace, name), _)| {
+        let (root, plural) = collection.rsplit_once('/').unwrap();
+        path == format!("{root}/namespaces/{namespace}/{plural}/{name}")
+    });
+    let Some(mut object) = found.map(|(_, object)| object.clone()) else { return refusal(404) };
+    for field in ["uid", "resourceVersion"] {
+        if object["metadata"][field] != patch["metadata"][field] {
+            return json_response(409, &status(409, "Conflict"));
+        }
+    }
+    for (key, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+        object["metadata"]["annotations"][key] = value.clone();
+    }
+    scene.put(&object, "MODIFIED");
+    json_response(200, &object)
 }
 
 /// Counts a watch as long as it lives.

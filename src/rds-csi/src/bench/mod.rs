@@ -8,9 +8,11 @@ mod cluster;
 mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod hotplug_cluster;
 mod reap;
 mod samples;
 mod sessions;
+mod webhook;
 
 use std::path::PathBuf;
 
@@ -32,6 +34,7 @@ use samples::Samples;
   cargo run --release -- bench reap
   cargo run --release -- bench --kills 100
   cargo run --release -- bench sessions
+  cargo run --release -- bench webhook
   cargo run --release --features etcd -- bench --etcd http://127.0.0.1:2379"
 )]
 pub struct BenchArguments {
@@ -58,6 +61,7 @@ enum Only {
     /// How long after its deadline a migration's stale side is gone, with the leader killed at the deadline
     Reap(reap::ReapArguments),
     Sessions(sessions::SessionsArguments),
+    Webhook(webhook::WebhookArguments),
 }
 
 /// How many clients each row is measured with.
@@ -69,6 +73,7 @@ pub async fn run(arguments: BenchArguments, stop: CancellationToken) -> Result<(
         match &arguments.only {
             Some(Only::Reap(reaps)) => reap::measure(reaps).await,
             Some(Only::Sessions(sessions)) => sessions::measure(sessions).await,
+            Some(Only::Webhook(webhook)) => webhook::measure(webhook).await,
             None => measure(&arguments).await,
         }
     };

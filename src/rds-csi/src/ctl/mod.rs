@@ -6,6 +6,7 @@
 mod access;
 mod call;
 mod detach;
+mod hotplug;
 mod orphans;
 mod render;
 
@@ -14,9 +15,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use proto::operator::v1::{
-    AddReplicaRequest, GetVolumeRequest, ListMigrationsReply, ListMigrationsRequest, ListOrphansRequest,
-    ListReplicasReply, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest,
-    StatusReply, StatusRequest, Volume,
+    AddReplicaRequest, GetVolumeRequest, ListHotplugHoldsRequest, ListMigrationsReply, ListMigrationsRequest,
+    ListOrphansRequest, ListReplicasReply, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest,
+    ReplaceReplicaRequest, StatusReply, StatusRequest, Volume,
 };
 use serde::Serialize;
 
@@ -91,6 +92,8 @@ enum Question {
     Migrations,
     /// What is on the appliance and nobody's, and what becomes of it
     Orphans,
+    /// KubeVirt's attachment pods that may not go yet, as their volumes are in use and nothing else holds them
+    Hotplug,
     /// The cluster's members
     Replicas {
         #[command(subcommand)]
@@ -191,6 +194,11 @@ async fn answer(
         Question::Orphans => {
             let ask = async |client: &mut call::Client| client.list_orphans(ListOrphansRequest {}).await;
             print_as(output, &call::ask(access, deadline, ask).await?, orphans::render)
+        }
+        Question::Hotplug => {
+            let ask =
+                async |client: &mut call::Client| client.list_hotplug_holds(ListHotplugHoldsRequest {}).await;
+            print_as(output, &call::ask(access, deadline, ask).await?, hotplug::holds)
         }
         Question::Replicas { order } => {
             carry_out(access, deadline, order.unwrap_or(ReplicaOrder::List), output).await
