@@ -20,6 +20,11 @@ pub fn csi_sanity() -> Result<PathBuf> {
     existing(Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("tools/csi-sanity"))
 }
 
+/// The program `helm`.
+pub fn helm() -> Result<PathBuf> {
+    existing(Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("tools/helm"))
+}
+
 fn existing(program: PathBuf) -> Result<PathBuf> {
     ensure!(program.is_file(), "{} is missing: {REMEDY}", program.display());
     Ok(program)

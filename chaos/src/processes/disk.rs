@@ -80,13 +80,27 @@ impl Disk {
     /// The power is back; the process must be gone.
     pub(super) fn remount(&self) -> Result<()> {
         let deadline = Instant::now() + UNMOUNT_TIMEOUT;
+        loop {
+            self.unmount(deadline)?;
+            self.mount()?;
+            // Where another mount namespace has a copy of the mount, this is still the one that was shut down.
+            match File::open(&self.mounted_at).and_then(|root| root.sync_all()) {
+                Ok(()) => return self.empty(),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error).context("a disk cannot be mounted again");
+                }
+                Err(_) => thread::sleep(UNMOUNT_POLL),
+            }
+        }
+    }
+
+    fn unmount(&self, deadline: Instant) -> Result<()> {
         while let Err(error) = unmount(&self.mounted_at, UnmountFlags::empty()) {
             ensure!(error == Errno::BUSY && Instant::now() < deadline, "cannot unmount: {error}");
             thread::sleep(UNMOUNT_POLL);
         }
         self.set_mounted(false);
-        self.mount()?;
-        self.empty()
+        Ok(())
     }
 
     /// Takes all free space.

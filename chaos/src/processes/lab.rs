@@ -31,6 +31,8 @@ const NODES: u32 = 3;
 const LOG_FILTER: &str = "info";
 /// Where Debian has libfaketime, for programs with threads.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// How long a tool may take, in seconds.
+const TOOL_LIMIT_S: &str = "20";
 /// What the file of a clock that is right says.
 const RIGHT_TIME: &str = "+0";
 
@@ -277,9 +279,16 @@ fn clock_file(root: &Path, name: &str) -> PathBuf {
     root.join(format!("{name}.clock"))
 }
 
+/// A tool that is ended if it takes too long.
+pub(super) fn bounded(name: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args([TOOL_LIMIT_S, name]);
+    command
+}
+
 /// Runs a tool; what it said is the error.
 pub(super) fn tool(name: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(name).args(arguments).output().with_context(|| format!("cannot run {name}"))?;
+    let output = bounded(name).args(arguments).output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         bail!("{name} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -19,6 +19,7 @@ mod lab;
 mod ledger;
 mod nemesis;
 mod network;
+mod phases;
 mod recorder;
 mod report;
 mod sanity;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -40,7 +42,7 @@ use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use lab::{Abilities, Lab};
-use nemesis::{Nemesis, Plan};
+use nemesis::{ALL, Kind, Nemesis, Plan};
 use report::Totals;
 
 pub use sanity::{AccessType, SanityArguments, sanity};
@@ -48,8 +50,8 @@ pub use verdict::{JudgeArguments, judge};
 
 /// How often a run says how it goes.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// How long clients may take to end what they do, once everything is healed.
-const CLIENTS_LIMIT: Duration = Duration::from_secs(130);
+/// How long clients may take to end what they do, once everything is healed, in seconds.
+const CLIENTS_LIMIT_S: u64 = 130;
 /// One round of a soak: then everything is healed, judged, and begun anew.
 const ROUND: Duration = Duration::from_secs(240);
 /// How many leaders are to be killed in one round.
@@ -89,6 +91,12 @@ pub struct RunArguments {
     /// Chooses faults and clients' ways; drawn and printed without it. Real processes never repeat exactly
     #[arg(long)]
     seed: Option<u64>,
+    /// Makes this fault alone, and others that are named like it; leaders are killed only if that is named
+    #[arg(long = "fault", value_name = "NAME", value_parser = PossibleValuesParser::new(fault_names()))]
+    faults: Vec<String>,
+    /// How long clients may take to end what they do once everything is healed, in seconds
+    #[arg(long, default_value_t = CLIENTS_LIMIT_S)]
+    patience: u64,
     /// Writes what was recorded to this file, as JSON; of a run that failed it is kept anyway
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
@@ -137,14 +145,40 @@ impl ProcessArguments {
     }
 }
 
+/// The faults that there are, as tables name them.
+pub fn fault_names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|kind| kind.name())
+}
+
+/// Those of these names, or all; an error if one of those that are named cannot be here.
+fn kinds_of(names: &[String], abilities: &Abilities) -> Result<Vec<Kind>> {
+    if names.is_empty() {
+        return Ok(ALL.to_vec());
+    }
+    let one = |name: &String| {
+        let kind = Kind::named(name).with_context(|| format!("there is no fault {name}"))?;
+        match kind.needs(abilities) {
+            Ok(()) => Ok(kind),
+            Err(reason) => bail!("--fault {name:?} cannot be made: {reason}"),
+        }
+    };
+    names.iter().map(one).collect()
+}
+
 /// Runs once; an error if anything is broken, or too few leaders were killed.
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let program = arguments.processes.program()?;
     let abilities = arguments.processes.abilities(&program)?;
     let seed = arguments.seed.unwrap_or_else(|| rand::rng().random());
-    let plan = Plan { duration: Duration::from_secs(arguments.seconds), kills: arguments.min_kills };
+    let kinds = kinds_of(&arguments.faults, &abilities)?;
+    let plan = Plan {
+        duration: Duration::from_secs(arguments.seconds),
+        kills: arguments.min_kills,
+        kinds,
+        patience: Duration::from_secs(arguments.patience),
+    };
     let mut totals = Totals::default();
-    until_signal(round(&program, abilities, seed, plan, &mut totals, arguments.history.as_deref())).await?;
+    until_signal(round(&program, abilities, seed, &plan, &mut totals, arguments.history.as_deref())).await?;
     totals.print();
     verdict_of(&totals, arguments.min_kills)
 }
@@ -153,10 +187,11 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
 pub async fn soak(arguments: SoakArguments) -> Result<()> {
     let program = arguments.processes.program()?;
     let abilities = arguments.processes.abilities(&program)?;
-    let plan = Plan { duration: ROUND, kills: ROUND_KILLS };
+    let patience = Duration::from_secs(CLIENTS_LIMIT_S);
+    let plan = Plan { duration: ROUND, kills: ROUND_KILLS, kinds: ALL.to_vec(), patience };
     let mut totals = Totals::default();
     while totals.kills_in_migration < arguments.kills {
-        until_signal(round(&program, abilities.clone(), rand::rng().random(), plan, &mut totals, None))
+        until_signal(round(&program, abilities.clone(), rand::rng().random(), &plan, &mut totals, None))
             .await?;
         println!(
             "soak: {} of {} leaders killed in mid-migration, {} s",
@@ -199,21 +234,22 @@ async fn round(
     program: &Path,
     abilities: Abilities,
     seed: u64,
-    plan: Plan,
+    plan: &Plan,
     totals: &mut Totals,
     history_file: Option<&Path>,
 ) -> Result<()> {
     println!("seed {seed}, {} s", plan.duration.as_secs());
     let began = Instant::now();
     let mut random = StdRng::seed_from_u64(seed);
-    let lab = Arc::new(Lab::start(program, abilities).await?);
+    let lab = phases::within("starting", phases::START_LIMIT, Lab::start(program, abilities)).await?;
+    let lab = Arc::new(lab);
     let mut watchers = watchers(&lab);
     ensure!(lab.watch.leader_after(0, Duration::from_secs(10)).await.is_some(), "no controller leads");
     let stop = CancellationToken::new();
     let mut clients = clients::start(&lab, &mut random, &stop);
     let mut nemesis = Nemesis::new(lab.clone(), random);
     let raged = tokio::select! {
-        raged = nemesis.rage(plan) => raged,
+        raged = phases::within("a fault", plan.duration + phases::STRIKE_LIMIT, nemesis.rage(plan)) => raged,
         never = progress(&lab) => match never {},
     };
     if let Err(error) = raged {
@@ -221,7 +257,7 @@ async fn round(
     }
     lab.heal()?;
     stop.cancel();
-    let ended = timeout(CLIENTS_LIMIT, async {
+    let ended = timeout(plan.patience, async {
         while let Some(ended) = clients.join_next().await {
             if let Err(error) = ended {
                 lab.recorder.trouble(format!("a client died: {error}"));
@@ -229,26 +265,33 @@ async fn round(
         }
     });
     if ended.await.is_err() {
-        lab.recorder
-            .trouble(format!("clients still wait {} s after everything was healed", CLIENTS_LIMIT.as_secs()));
-        clients.abort_all();
+        let limit = plan.patience.as_secs();
+        lab.recorder.trouble(format!("clients still wait {limit} s after everything was healed"));
+        clients.shutdown().await;
     }
     let convergence = finish::converge(&lab).await;
     println!("converged after {} ms", convergence.as_millis());
     for panic in lab.panics() {
         lab.recorder.trouble(panic);
     }
-    let history = finish::history(&lab).await?;
+    let history = phases::within("the final reading", phases::READING_LIMIT, finish::history(&lab)).await?;
+    let history = Arc::new(history);
     totals.ran += began.elapsed();
     totals.add(&history, &nemesis.skipped);
+    let violations = phases::judge(&history).await.unwrap_or_else(|error| {
+        lab.recorder.trouble(format!("no verdict: {error:#}"));
+        Vec::new()
+    });
     let troubles = lab.recorder.troubles();
-    let violations = verdict::violations(&history);
     let has_failed = !troubles.is_empty() || !violations.is_empty();
     totals.troubles.extend(troubles);
     totals.violations.extend(violations);
     drop(nemesis);
-    watchers.shutdown().await;
-    clients.shutdown().await;
+    let ended = async {
+        watchers.shutdown().await;
+        Ok(())
+    };
+    phases::within("ending", phases::END_LIMIT, ended).await?;
     let mut lab = Arc::into_inner(lab).context("somebody still uses what the run is made of")?;
     if has_failed {
         let directory = lab.keep_directory();

@@ -8,11 +8,11 @@ use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
-use super::lab::tool;
+use super::lab::{bounded, tool};
 
 /// What the names of our namespaces begin with.
 const PREFIX: &str = "rds-chaos-";
@@ -20,8 +20,10 @@ const PREFIX: &str = "rds-chaos-";
 const BRIDGE: &str = "rdsbr";
 /// The table of our rules.
 const TABLE: &str = "chaos";
-/// The first two bytes of our addresses; the third is of this process.
+/// The first two bytes of our addresses; the third is of this run.
 const NETWORK: [u8; 2] = [10, 213];
+/// How many third bytes there are.
+const NETWORKS: u32 = 254;
 
 /// What a controller does not hear, or cannot say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,7 @@ pub(super) enum Rule {
 #[derive(Debug)]
 pub(super) struct Network {
     pid: u32,
+    third: u8,
     count: usize,
 }
 
@@ -47,8 +50,10 @@ impl Network {
     /// Makes `count` namespaces.
     pub(super) fn create(count: usize) -> Result<Self> {
         remove_orphans()?;
+        let pid = std::process::id();
+        let third = free_third(pid, &tool("ip", &["-oneline", "-4", "address", "show"])?)?;
         // Dropped if anything below fails.
-        let network = Self { pid: std::process::id(), count };
+        let network = Self { pid, third, count };
         let bridge = network.bridge();
         tool("ip", &["link", "add", &bridge, "type", "bridge"])?;
         tool("ip", &["address", "add", &format!("{}/24", network.outside()), "dev", &bridge])?;
@@ -89,7 +94,7 @@ impl Network {
 
     fn host(&self, last: u8) -> IpAddr {
         let [first, second] = NETWORK;
-        IpAddr::V4(Ipv4Addr::new(first, second, (self.pid % 254) as u8, last))
+        IpAddr::V4(Ipv4Addr::new(first, second, self.third, last))
     }
 
     /// The controllers' addresses, in their order.
@@ -99,7 +104,12 @@ impl Network {
 
     /// What enters the namespace of a controller, and becomes its process.
     pub(super) fn launcher(&self, index: usize) -> Vec<OsString> {
-        vec!["nsenter".into(), format!("--net=/run/netns/{}", self.namespace(index)).into(), "--".into()]
+        vec!["nsenter".into(), self.entrance(index).into(), "--".into()]
+    }
+
+    /// What nsenter is told. `ip netns exec` would copy all mounts, and keep a disk that is to be unmounted.
+    fn entrance(&self, index: usize) -> String {
+        format!("--net=/run/netns/{}", self.namespace(index))
     }
 
     /// Has the controller `index` obey these rules, in place of earlier ones; true if the kernel then lists them all.
@@ -110,8 +120,8 @@ impl Network {
              type filter hook input priority 0; policy accept;\n{}\n}}\n}}\n",
             lines.join("\n")
         );
-        let mut nft = Command::new("ip")
-            .args(["netns", "exec", &self.namespace(index), "nft", "-f", "-"])
+        let mut nft = bounded("nsenter")
+            .args([self.entrance(index).as_str(), "--", "nft", "-f", "-"])
             .stdin(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -137,8 +147,8 @@ impl Network {
     }
 
     fn nft(&self, index: usize, arguments: &[&str]) -> Result<String> {
-        let namespace = self.namespace(index);
-        tool("ip", &[["netns", "exec", &namespace, "nft"].as_slice(), arguments].concat())
+        let entrance = self.entrance(index);
+        tool("nsenter", &[[entrance.as_str(), "--", "nft"].as_slice(), arguments].concat())
     }
 
     /// How many packets the rules of a controller have dropped.
@@ -175,6 +185,15 @@ impl Drop for Network {
     }
 }
 
+/// A third byte that no other run on this machine has, beginning with what `pid` suggests; `addresses` are the machine's.
+fn free_third(pid: u32, addresses: &str) -> Result<u8> {
+    let [first, second] = NETWORK;
+    let mut thirds = (0..NETWORKS).filter_map(|step| u8::try_from((pid % NETWORKS + step) % NETWORKS).ok());
+    thirds
+        .find(|third| !addresses.contains(&format!(" {first}.{second}.{third}.")))
+        .with_context(|| format!("every network below {first}.{second} is taken: end other runs"))
+}
+
 /// Takes away what runs have left that were killed.
 fn remove_orphans() -> Result<()> {
     let Ok(entries) = fs::read_dir("/run/netns") else { return Ok(()) };
@@ -186,4 +205,18 @@ fn remove_orphans() -> Result<()> {
         let _ = tool("ip", &["link", "delete", &format!("{BRIDGE}{pid:x}")]);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_have_two_networks() {
+        let addresses =
+            "7: rdsbr1 inet 10.213.5.1/24 scope global\n8: rdsbr2 inet 10.213.6.1/24 scope global";
+        assert_eq!(free_third(NETWORKS + 5, addresses).unwrap(), 7);
+        assert_eq!(free_third(60, addresses).unwrap(), 60);
+        assert_eq!(free_third(NETWORKS - 1, " 10.213.253.1/24 ").unwrap(), 0);
+    }
 }

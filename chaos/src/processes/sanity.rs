@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -48,13 +48,13 @@ pub enum AccessType {
 pub struct SanityArguments {
     #[command(flatten)]
     processes: ProcessArguments,
-    /// What it tries
-    #[arg(long, value_enum, default_value = "mount")]
-    access: AccessType,
+    /// What it tries [default: both, one after the other]
+    #[arg(long, value_enum)]
+    access: Option<AccessType>,
     /// csi-sanity itself [default: the one that tests/all has built]
     #[arg(long, value_name = "PATH")]
     csi_sanity: Option<PathBuf>,
-    /// Fewer kills of a leader fail the run
+    /// Fewer kills of a leader, for each access type, fail the run
     #[arg(long, default_value_t = 5)]
     min_kills: usize,
 }
@@ -68,11 +68,23 @@ impl AccessType {
     }
 }
 
-/// Runs csi-sanity once; an error if a spec fails, something is left over, or too few leaders were killed.
+/// Runs csi-sanity; an error if a spec fails, something is left over, or too few leaders were killed.
 pub async fn sanity(arguments: SanityArguments) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "loop devices and mounts need root");
     let csi_sanity = arguments.csi_sanity.map_or_else(tools::csi_sanity, Ok)?;
     let program = arguments.processes.program()?;
+    let both = [AccessType::Mount, AccessType::Block];
+    let chosen = both.into_iter().filter(|access| arguments.access.is_none_or(|wanted| wanted == *access));
+    for access in chosen {
+        run_once(access, &program, &csi_sanity, arguments.min_kills)
+            .await
+            .with_context(|| format!("csi-sanity, {}", access.name()))?;
+    }
+    Ok(())
+}
+
+/// Runs it once, on a cluster of its own.
+async fn run_once(access: AccessType, program: &Path, csi_sanity: &Path, min_kills: usize) -> Result<()> {
     let mut cluster = Cluster::builder().fabric(Fabric::Loop).binary(program).start().await?;
     limit_volumes(&mut cluster).await?;
     let spared = cluster.controllers().into_iter().next().context("there is no controller")?;
@@ -84,10 +96,10 @@ pub async fn sanity(arguments: SanityArguments) -> Result<()> {
     .await?;
     let endpoint = |name: &str| format!("unix://{}", cluster.csi_socket(name).display());
     let run = Sanity {
-        program: csi_sanity,
+        program: csi_sanity.to_owned(),
         node: endpoint(NODE),
         controller: endpoint(&spared),
-        access_type: arguments.access.name(),
+        access_type: access.name(),
         paths: cluster.directory().to_owned(),
         directory: cluster.directory().to_owned(),
         path_commands: None,
@@ -110,7 +122,7 @@ pub async fn sanity(arguments: SanityArguments) -> Result<()> {
     report.expect_good(&advertised)?;
     let left = Appliance::read(&cluster.state_directory(cluster.simulator()).join("state.json"))?;
     ensure!(left.is_empty(), "left on the appliance: {left:?}");
-    ensure!(kills >= arguments.min_kills, "only {kills} of {} leaders were killed", arguments.min_kills);
+    ensure!(kills >= min_kills, "only {kills} of {min_kills} leaders were killed");
     Ok(())
 }
 

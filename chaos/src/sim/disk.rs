@@ -17,6 +17,7 @@ use planted::Bug;
 use storage::{LogEntry, LogId, SnapshotMeta, Vote};
 use tokio::sync::{mpsc, oneshot};
 
+use super::faults::{Disk as Trouble, Kind};
 use super::runtime::{die, random, sleep};
 use super::types::SimTypeConfig;
 use super::world::{Point, World};
@@ -68,26 +69,15 @@ enum Change {
     Snapshot(SnapshotMeta, Arc<Vec<u8>>),
 }
 
-/// What is wrong with a disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    #[default]
-    None,
-    /// Each flush takes long.
-    Slow,
-    /// The next flush fails.
-    IoError,
-    /// Nothing more can be written.
-    Full,
-}
-
 /// A disk, which outlives the replicas on it.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     durable: Content,
     /// Written, not known to be durable.
     written: VecDeque<Change>,
-    pub(crate) trouble: Trouble,
+    trouble: Option<Trouble>,
+    /// The fault's number, once the trouble was met.
+    struck: Option<usize>,
     /// It loses what it said to be durable: see [`super::Flaw`].
     pub(crate) forgets: bool,
 }
@@ -96,6 +86,20 @@ pub(crate) struct Disk {
 const FORGOTTEN_ENTRIES: u64 = 6;
 
 impl Disk {
+    /// From now on there is this trouble: of IO errors, one. False if there is another one.
+    pub(crate) fn begin(&mut self, trouble: Trouble) -> bool {
+        let is_well = self.trouble.is_none() && self.struck.is_none();
+        if is_well {
+            self.trouble = Some(trouble);
+        }
+        is_well
+    }
+
+    /// It is over. What there still was, and the fault's number if that was met.
+    pub(crate) fn end(&mut self) -> (Option<Trouble>, Option<usize>) {
+        (self.trouble.take(), self.struck.take())
+    }
+
     /// The process ended, or the power failed. Whether something that was not durable is lost.
     pub(crate) fn crash(&mut self, power_failed: bool) -> bool {
         // What the kernel has survives its process; what was not even written is not here.
@@ -217,24 +221,40 @@ impl Writer {
     async fn write(&self, batch: &[(Change, Done)]) -> Result<(), &'static str> {
         let trouble = {
             let mut disk = self.world.places[self.place].disk();
-            if disk.trouble == Trouble::Full {
-                return Err("no space left on device");
+            if disk.trouble != Some(Trouble::Full) {
+                disk.written.extend(batch.iter().map(|(change, _)| change.clone()));
             }
-            disk.written.extend(batch.iter().map(|(change, _)| change.clone()));
             disk.trouble
         };
+        if trouble == Some(Trouble::Full) {
+            self.strikes(Trouble::Full);
+            return Err("no space left on device");
+        }
         if planted::is(Bug::NoFsync) {
             return Ok(());
         }
-        let (least, most) = if trouble == Trouble::Slow { SLOW_FLUSH_US } else { FLUSH_US };
+        let (least, most) = if trouble == Some(Trouble::Slow) { SLOW_FLUSH_US } else { FLUSH_US };
+        if trouble == Some(Trouble::Slow) {
+            self.strikes(Trouble::Slow);
+        }
         sleep(Duration::from_micros(random(|rng| rng.between(least, most)))).await;
-        let mut disk = self.world.places[self.place].disk();
-        if disk.trouble == Trouble::IoError {
-            disk.trouble = Trouble::None;
+        let trouble = self.world.places[self.place].disk().trouble;
+        if trouble == Some(Trouble::IoError) {
+            self.strikes(Trouble::IoError);
+            self.world.places[self.place].disk().trouble = None;
             return Err("input/output error");
         }
-        disk.make_durable();
+        self.world.places[self.place].disk().make_durable();
         Ok(())
+    }
+
+    /// The disk's trouble is met: the first time, that is the fault.
+    fn strikes(&self, trouble: Trouble) {
+        let disk = || self.world.places[self.place].disk();
+        if disk().struck.is_none() {
+            let fault = self.world.record_disk_fault(Kind::Disk(trouble).name(), self.place);
+            disk().struck = Some(fault);
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use controller::cores::reaper::Standing;
 
-use super::disk::Trouble;
-use super::faults::{Appliance, Disk, Kind, Machine, Messages, Partition, Process};
+use super::faults::{Appliance, Kind, Machine, Messages, Partition, Process};
 use super::network::Endpoint;
 use super::rng::SimRng;
 use super::runtime::{
-    GroupId, TRUE_RATE_PPM, freeze, is_dead, kill, kill_after, move_wall, random, set_rate, sleep_ms, spawn,
+    GroupId, TRUE_RATE_PPM, freeze, is_dead, kill, kill_after, move_wall, random, set_rate, sleep_ms, spare,
+    spawn,
 };
 use super::world::{Act, Point, REPLICAS, World, place_name};
 use crate::history::Installed;
@@ -28,6 +28,8 @@ const LASTS_MS: (u64, u64) = (300, 15_000);
 const PAUSE_LASTS_MS: (u64, u64) = (200, 9_000);
 /// How long a node is off that is off for good, in ms: beyond the silence that makes its taint a proof.
 const OFF_LASTS_MS: (u64, u64) = (35_000, 90_000);
+/// How long a process may take to come to the await that ends it, in ms.
+const AWAITS_LAST_MS: (u64, u64) = (100, 200);
 /// How long somebody is waited for to come to an armed point, in ms.
 const ARMED_MS: u64 = 5_000;
 /// The largest error of a clock's rate, in parts of a million.
@@ -49,6 +51,7 @@ enum Undo {
     BootOff(usize),
     Release(usize),
     Disarm(usize, Point),
+    Spare(GroupId),
 }
 
 /// One run's faults.
@@ -95,11 +98,20 @@ impl Nemesis {
                 self.world.arm(Some((place, point)));
                 return self.lasts(None, Undo::Disarm(place, point), ARMED_MS);
             }
-            Kind::Disk(what) => self.disk(what, place),
+            Kind::Disk(what) if self.world.places[place].disk().begin(what) => {
+                let ms = self.length_ms(kind);
+                return self.lasts(None, Undo::Disk(place), ms);
+            }
+            Kind::Disk(_) => (None, place_name(place), None),
             Kind::Appliance(what) => self.appliance(what, place),
             Kind::Node(what) => self.node(what),
         };
-        let installed = if undo.is_some() { Installed::Yes } else { Installed::Skipped };
+        let installed = match undo {
+            None => Installed::Skipped,
+            // That is known when it is over.
+            Some(Undo::Spare(_)) => Installed::Indeterminate,
+            Some(_) => Installed::Yes,
+        };
         let fault = self.world.record_fault(kind.name(), target, installed, hits);
         if let Some(undo) = undo {
             let ms = self.length_ms(kind);
@@ -119,6 +131,8 @@ impl Nemesis {
             PAUSE_LASTS_MS
         } else if kind == Kind::Node(Machine::Off) {
             OFF_LASTS_MS
+        } else if kind == Kind::Process(Process::CrashAtAwait) {
+            AWAITS_LAST_MS
         } else {
             usual
         };
@@ -132,7 +146,7 @@ impl Nemesis {
             if !matches!(undo, Undo::Nothing) {
                 sleep_ms(ms).await;
             }
-            undo_it(&world, undo);
+            undo_it(&world, undo, fault);
             if let Some(fault) = fault {
                 world.record_healed(fault);
             }
@@ -196,7 +210,7 @@ impl Nemesis {
             }
             Process::CrashAtAwait => {
                 kill_after(group, self.rng.between(1, 60));
-                Undo::Nothing
+                Undo::Spare(group)
             }
             Process::CrashAll | Process::PowerCutAll => {
                 let world = self.world.clone();
@@ -235,16 +249,6 @@ impl Nemesis {
             }
         };
         (Some(undo), target, hits)
-    }
-
-    fn disk(&self, what: Disk, place: usize) -> (Option<Undo>, String, Option<usize>) {
-        let trouble = match what {
-            Disk::IoError => Trouble::IoError,
-            Disk::Full => Trouble::Full,
-            Disk::Slow => Trouble::Slow,
-        };
-        self.world.places[place].disk().trouble = trouble;
-        (Some(Undo::Disk(place)), format!("the disk of {}", place_name(place)), Some(place))
     }
 
     fn appliance(&mut self, what: Appliance, place: usize) -> (Option<Undo>, String, Option<usize>) {
@@ -315,7 +319,7 @@ impl Nemesis {
     }
 }
 
-fn undo_it(world: &Arc<World>, undo: Undo) {
+fn undo_it(world: &Arc<World>, undo: Undo, fault: Option<usize>) {
     match undo {
         Undo::Nothing => {}
         Undo::Net => calm_net(world),
@@ -332,7 +336,21 @@ fn undo_it(world: &Arc<World>, undo: Undo) {
         }
         Undo::Up(places) => places.into_iter().for_each(|place| world.places[place].hold_down(false)),
         Undo::Rate(group) => set_rate(group, TRUE_RATE_PPM),
-        Undo::Disk(place) => world.places[place].disk().trouble = Trouble::None,
+        Undo::Disk(place) => {
+            let ended = world.places[place].disk().end();
+            match ended {
+                (_, Some(fault)) => world.record_healed(fault),
+                (Some(unmet), None) => {
+                    let kind = Kind::Disk(unmet).name();
+                    world.record_fault(kind, place_name(place), Installed::Skipped, None);
+                }
+                (None, None) => {}
+            }
+        }
+        Undo::Spare(group) => {
+            let installed = if spare(group) { Installed::Skipped } else { Installed::Yes };
+            fault.into_iter().for_each(|fault| world.record_struck(fault, installed));
+        }
         Undo::Appliance => world.appliance.trouble(|trouble| *trouble = Default::default()),
         Undo::Boot(node) => boot(world, node),
         Undo::BootOff(node) => {
@@ -373,7 +391,7 @@ pub(crate) fn heal_all(world: &Arc<World>) {
     world.net().blocked.clear();
     for (place, here) in world.places.iter().enumerate() {
         here.hold_down(false);
-        here.disk().trouble = Trouble::None;
+        here.disk().end();
         if let Some(group) = world.places[place].group() {
             set_rate(group, TRUE_RATE_PPM);
             freeze(group, false);

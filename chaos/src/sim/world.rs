@@ -251,7 +251,7 @@ impl World {
         let hit_leader = place.is_some() && place == self.leader();
         let mut records = self.records();
         let in_migration = records.is_migrating();
-        if installed == Installed::Yes {
+        if installed != Installed::Skipped {
             let led = if hit_leader { ", the leader" } else { "" };
             records.tell(&format!("FAULT {kind} on {target}{led}"));
         }
@@ -261,6 +261,19 @@ impl World {
         let fault = FaultRecord { at, healed, kind, target, installed, in_migration, hit_leader };
         records.history.faults.push(fault);
         records.history.faults.len() - 1
+    }
+
+    /// What is wrong with a replica's disk was met; the fault's number.
+    pub(crate) fn record_disk_fault(&self, kind: &str, place: usize) -> usize {
+        let target = format!("the disk of {}", place_name(place));
+        self.record_fault(kind, target, Installed::Yes, Some(place))
+    }
+
+    /// Of a fault it is known now whether it struck.
+    pub(crate) fn record_struck(&self, fault: usize, installed: Installed) {
+        if let Some(fault) = self.records().history.faults.get_mut(fault) {
+            fault.installed = installed;
+        }
     }
 
     /// A fault is over.

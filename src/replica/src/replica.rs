@@ -295,8 +295,11 @@ impl Inner {
         }
     }
 
+    /// Whether nothing is decided here any more. Consensus ends before that is noted as the failure; whoever asks until
+    /// then again and again, and never waits, keeps it from being noted.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.stopping.is_cancelled() || self.failure.borrow().is_some()
+        let has_ended = self.raft.metrics().borrow_watched().running_state.is_err();
+        has_ended || self.stopping.is_cancelled() || self.failure.borrow().is_some()
     }
 
     /// A number for a question, never used twice by this process.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use crate::history::{Answer, Operation, Request, VolumeRead};
+use crate::history::{Answer, Micros, Operation, Request, VolumeRead};
 use crate::processes::lab::Lab;
 
 /// How long one attempt may take.
@@ -131,6 +131,7 @@ async fn attempt(
     shared: bool,
 ) -> Reply {
     let started = lab.recorder.now();
+    let mut unheard = Unheard { lab, client, started, request: Some(request.clone()) };
     let sent = timeout(ATTEMPT_LIMIT + ATTEMPT_SLACK, send(lab, through, csi, request, shared)).await;
     let (reply, answered) = match sent {
         Ok(Ok(reply)) => (reply, true),
@@ -146,9 +147,29 @@ async fn attempt(
         }
     };
     let ended = answered.then(|| lab.recorder.now());
-    let (request, answer) = (request.clone(), reply.answer.clone());
-    lab.recorder.operation(Operation { client, started, ended, request, answer });
+    if let Some(request) = unheard.request.take() {
+        let answer = reply.answer.clone();
+        lab.recorder.operation(Operation { client, started, ended, request, answer });
+    }
     reply
+}
+
+/// A call whose client may be ended while it waits: what was asked for may happen all the same.
+struct Unheard<'a> {
+    lab: &'a Lab,
+    client: u32,
+    started: Micros,
+    /// None once the call is over and recorded.
+    request: Option<Request>,
+}
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        let (client, started) = (self.client, self.started);
+        let answer = Answer::Unknown("the client was ended".to_owned());
+        self.lab.recorder.operation(Operation { client, started, ended: None, request, answer });
+    }
 }
 
 async fn send(

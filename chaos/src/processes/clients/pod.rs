@@ -15,6 +15,8 @@ const SIZE_BYTES: u64 = 8 << 20;
 const MOVES: std::ops::Range<u32> = 1..5;
 /// How long it stays on a node, in ms.
 const STAY_MS: std::ops::Range<u64> = 20..600;
+/// One pod in so many is followed by the next one before its volume is off.
+const HASTE_ONE_IN: u32 = 3;
 /// How often a deletion is tried that is refused, and the pause between two tries, in ms.
 const DELETIONS: u32 = 40;
 const DELETION_PAUSE_MS: std::ops::Range<u64> = 200..800;
@@ -54,6 +56,9 @@ async fn use_once(customer: &mut Customer, volume: &str) -> Option<()> {
             return Some(());
         }
         kubelet.close();
+        if other != node && customer.random.random_ratio(1, HASTE_ONE_IN) {
+            hurry(customer, kubelet, other).await;
+        }
         kubelet.take().await;
         for node in [node, other] {
             let request = Request::Unpublish { volume: volume.to_owned(), node: node.clone() };
@@ -61,6 +66,19 @@ async fn use_once(customer: &mut Customer, volume: &str) -> Option<()> {
         }
     }
     delete(customer, volume).await
+}
+
+/// The volume is unpublished before it is unstaged, and the next pod's node is asked for at once: it has to wait until the
+/// first one is proven off.
+async fn hurry(customer: &mut Customer, from: Kubelet<'_>, to: &str) {
+    let leave = Request::Unpublish { volume: from.volume.to_owned(), node: from.node.to_owned() };
+    let come = Request::Publish { volume: from.volume.to_owned(), node: to.to_owned() };
+    let reply = customer.ask_both(&leave, &come, false).await;
+    if let Some(Answer::Published(context)) = reply.map(|reply| reply.answer) {
+        let next = Kubelet { node: to, ..from };
+        next.bring(&context).await;
+        next.take().await;
+    }
 }
 
 async fn delete(customer: &mut Customer, volume: &str) -> Option<()> {

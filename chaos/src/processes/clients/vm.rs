@@ -31,6 +31,8 @@ const GROWS_ONE_IN: u32 = 3;
 const HASTE_ONE_IN: u32 = 4;
 /// After one unpublish in so many, kubelet stages once more.
 const LATE_ONE_IN: u32 = 8;
+/// After one publish in so many, the sidecar asks once more: it was restarted, or never heard the answer.
+const ASKS_AGAIN_ONE_IN: u32 = 4;
 /// How long a side that was left behind may stay until it is reaped: the migration's time, faults, and evidence.
 const REAP_LIMIT: Duration = Duration::from_secs(110);
 /// How long a VM that is slow uses both sides: beyond the migration's time, in ms.
@@ -230,7 +232,12 @@ impl Vm {
 
     async fn publish(&mut self, node: &str) -> Option<Answer> {
         let request = Request::Publish { volume: self.volume.clone(), node: node.to_owned() };
-        let answer = self.customer.insist(&request, true).await?.answer;
+        let mut answer = self.customer.insist(&request, true).await?.answer;
+        if let Answer::Published(_) = &answer
+            && self.customer.random.random_ratio(1, ASKS_AGAIN_ONE_IN)
+        {
+            answer = self.customer.insist(&request, true).await?.answer;
+        }
         if let Answer::Published(context) = &answer {
             self.published.insert(node.to_owned(), context.clone());
         }

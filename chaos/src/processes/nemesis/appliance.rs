@@ -13,7 +13,9 @@ use crate::history::Installed;
 
 /// How long commands may take to run into a fault.
 const STRIKE_LIMIT: Duration = Duration::from_secs(4);
-/// How long an appliance hangs, and how late a late command comes, in ms.
+/// How late a command comes, in ms: later than the volume is deleted that it was about, often enough.
+const LATE_MS: std::ops::Range<u64> = 500..15_000;
+/// How long an appliance hangs, in ms.
 const TROUBLE_MS: std::ops::Range<u64> = 500..2_500;
 /// How many commands are struck at most.
 const COMMANDS: std::ops::Range<u32> = 1..4;
@@ -69,14 +71,28 @@ impl Nemesis {
             sleep(POLL).await;
         }
         let installed = if simulator.armed_faults() < asked { Installed::Yes } else { Installed::Skipped };
+        if trouble == Trouble::IsLate {
+            simulator.clear_faults();
+            let late = Duration::from_millis(self.random.random_range(LATE_MS));
+            self.delivery_due.get_or_insert(Instant::now() + late);
+            return Ok(vec![appliance(at, installed)]);
+        }
         self.wait(TROUBLE_MS).await;
         simulator.clear_faults();
-        simulator.deliver_held();
         if trouble == Trouble::Hangs {
             // What hangs does so until its connection ends.
             simulator.restart();
         }
         Ok(vec![appliance(at, installed)])
+    }
+}
+
+impl Nemesis {
+    /// Has held commands arrive, if it is time: whatever fault is under way by now.
+    pub(super) fn deliver_late(&mut self) {
+        if self.delivery_due.take_if(|due| Instant::now() >= *due).is_some() {
+            self.lab.appliance.simulator.deliver_held();
+        }
     }
 }
 

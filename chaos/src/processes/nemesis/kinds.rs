@@ -127,6 +127,11 @@ pub(in crate::processes) const ALL: &[Kind] = &[
 ];
 
 impl Kind {
+    /// The one of this name.
+    pub(in crate::processes) fn named(name: &str) -> Option<Self> {
+        ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
     /// Its name in tables.
     pub(in crate::processes) fn name(self) -> &'static str {
         match self {
@@ -179,7 +184,7 @@ impl Kind {
     }
 
     /// Why it cannot be here.
-    pub(super) fn needs(self, abilities: &Abilities) -> Result<(), &'static str> {
+    pub(in crate::processes) fn needs(self, abilities: &Abilities) -> Result<(), &'static str> {
         match self {
             Self::Point(_) | Self::SyncFails | Self::SyncSlow => abilities.failpoints,
             Self::Network(_) => abilities.network,

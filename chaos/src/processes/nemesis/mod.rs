@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -42,17 +42,22 @@ const POLL: Duration = Duration::from_millis(10);
 /// The kills that are asked for are to be made in this part of the time, in percent.
 const KILLS_WITHIN_PERCENT: u64 = 85;
 
-/// How long it rages, and how often leaders are to be killed in mid-migration.
-#[derive(Debug, Clone, Copy)]
+/// How long it rages, with what, how often leaders are to be killed in mid-migration if that is among it, and how long
+/// clients may take to end once all is healed.
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) duration: Duration,
     pub(super) kills: usize,
+    pub(super) kinds: Vec<Kind>,
+    pub(super) patience: Duration,
 }
 
 /// Does the faults.
 pub(super) struct Nemesis {
     lab: Arc<Lab>,
     random: StdRng,
+    /// When the commands are to arrive that the appliance has not heard yet.
+    delivery_due: Option<Instant>,
     /// Why kinds were skipped.
     pub(super) skipped: BTreeMap<&'static str, &'static str>,
 }
@@ -69,7 +74,7 @@ struct Struck {
 
 impl Nemesis {
     pub(super) fn new(lab: Arc<Lab>, random: StdRng) -> Self {
-        Self { lab, random, skipped: BTreeMap::new() }
+        Self { lab, random, delivery_due: None, skipped: BTreeMap::new() }
     }
 
     /// Leaders that were killed in mid-migration.
@@ -78,21 +83,22 @@ impl Nemesis {
     }
 
     /// Strikes until the time is over.
-    pub(super) async fn rage(&mut self, plan: Plan) -> Result<()> {
+    pub(super) async fn rage(&mut self, plan: &Plan) -> Result<()> {
         let began = Instant::now();
+        let kills_leaders = plan.kinds.contains(&Kind::LeaderKill);
         let mut deck: Vec<Kind> = Vec::new();
         while began.elapsed() < plan.duration {
             let share = began.elapsed().as_millis() * 100
                 / (plan.duration.as_millis() * u128::from(KILLS_WITHIN_PERCENT) / 100).max(1);
             let due = plan.kills as u128 * share.min(100) / 100;
-            let kind = if (self.kills() as u128) < due.max(1) {
+            let kind = if kills_leaders && (self.kills() as u128) < due.max(1) {
                 Kind::LeaderKill
             } else {
                 if deck.is_empty() {
-                    deck = ALL.to_vec();
+                    deck.clone_from(&plan.kinds);
                     deck.shuffle(&mut self.random);
                 }
-                deck.pop().unwrap_or(Kind::LeaderKill)
+                deck.pop().context("there are no faults to make")?
             };
             self.strike(kind).await?;
         }
@@ -105,6 +111,7 @@ impl Nemesis {
             self.skipped.insert(kind.name(), reason);
             return Ok(());
         }
+        self.deliver_late();
         self.lab.recorder.begin_fault(kind.name());
         let struck = self.carry_out(kind).await?;
         for Struck { target, at, installed, hit_leader, healed } in struck {
@@ -148,6 +155,7 @@ impl Nemesis {
     async fn settle(&mut self, kind: Kind) -> Result<()> {
         let names = self.lab.doors.controllers();
         let until = Instant::now() + SETTLE_LIMIT;
+        self.deliver_late();
         loop {
             // One that the fault ends may end a little later.
             for name in names.iter().filter(|name| !self.lab.is_running(name)) {

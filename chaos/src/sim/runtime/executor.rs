@@ -267,6 +267,10 @@ impl Executor {
         self.inner.borrow_mut().group_mut(group).polls_left = Some(polls);
     }
 
+    pub(super) fn spare(&self, group: GroupId) -> bool {
+        self.inner.borrow_mut().group_mut(group).polls_left.take().is_some()
+    }
+
     pub(super) fn is_dead(&self, group: GroupId) -> bool {
         self.inner.borrow().group(group).is_dead
     }

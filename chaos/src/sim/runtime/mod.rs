@@ -135,6 +135,11 @@ pub(crate) fn kill_after(group: GroupId, polls: u64) {
     executor::here().kill_after(group, polls);
 }
 
+/// Takes [`kill_after`] back; false if it has done its work already.
+pub(crate) fn spare(group: GroupId) -> bool {
+    executor::here().spare(group)
+}
+
 /// Ends the current process here; never returns.
 pub(crate) async fn die() {
     kill_after(current_group(), 0);
