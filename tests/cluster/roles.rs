@@ -22,8 +22,8 @@ use proto::operator::v1::{
 use proto::peer::v1::peer_client::PeerClient;
 use proto::peer::v1::snapshot_part::Part;
 use proto::peer::v1::{
-    AdoptRequest, ChangeMembershipRequest, IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage,
-    ReadIndexRequest, SnapshotPart,
+    AdoptRequest, ChangeMembershipRequest, HandOverRequest, IdentifyRequest, JoinRequest, ProposeRequest,
+    RaftMessage, ReadIndexRequest, SnapshotPart,
 };
 use rds_csi::certificates::{Authority, CertificateFiles, Owner};
 use tests::kubernetes::objects::reviewed;
@@ -155,6 +155,7 @@ fn calls() -> Vec<Call> {
         call!(Replica, PeerClient.join(JoinRequest { name: REPLICA.to_owned(), ..Default::default() })),
         call!(Replica, PeerClient.change_membership(ChangeMembershipRequest::default())),
         call!(Replica, PeerClient.adopt(AdoptRequest::default())),
+        call!(Replica, PeerClient.hand_over(HandOverRequest::default())),
         call!(Replica, LeaderClient.sights(sights())),
         call!(Node, NodeGatewayClient.register(register(OWN_NODE))),
         call!(Node, NodeGatewayClient.permit_connect(permit(OWN_NODE))),

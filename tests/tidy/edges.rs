@@ -35,7 +35,9 @@ const TABLE: &[Row] = &[
     row("proto", &[]),
     row("state-machine", &[]),
     row("storage", &["state-machine", "planted"]),
-    row("replica", &["state-machine", "storage", "proto"]),
+    // Beside DESIGN's rooms: files of certificates, for both ends of every line.
+    row("tls", &[]),
+    row("replica", &["state-machine", "storage", "proto", "tls"]),
     // The conformance suite runs against the simulated appliance too.
     row_with_tests("backend", &["state-machine"], &["routeros-simulator"]),
     // It stands in for hardware: what it knew of us would make it agree with us.
@@ -45,12 +47,13 @@ const TABLE: &[Row] = &[
     row("observer", &["state-machine"]),
     row(
         "controller",
-        &["state-machine", "storage", "replica", "backend", "csi", "observer", "proto", "planted"],
+        &["state-machine", "storage", "replica", "backend", "csi", "observer", "proto", "planted", "tls"],
     ),
-    row("node", &["csi", "proto", "state-machine"]),
+    row("node", &["csi", "proto", "state-machine", "tls"]),
     // Wider than DESIGN. Beside the two plugins it runs the simulated appliance (`dev`); its clients (`dev`, `ctl`)
     // speak the protocols, and expect the server's name that `replica` lays down; a scenario looks at the appliance
-    // itself, with the driver's own client and types; `bench` serves the webhook of `observer` by itself.
+    // itself, with the driver's own client and types; `certificates` keeps what it makes in Kubernetes, and `bench`
+    // serves `observer`'s webhook by itself.
     row(
         "rds-csi",
         &[

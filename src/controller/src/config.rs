@@ -24,7 +24,8 @@ pub use hotplug::HotplugConfig;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ControllerConfig {
-    /// This replica's name: its pod's.
+    /// This replica's name: its pod's. Empty here if it is given to the program, as where pods share one file.
+    #[serde(default)]
     pub name: String,
     /// Where raft's log, vote and snapshots live. Never on a volume of this driver.
     pub data_dir: PathBuf,
@@ -249,7 +250,15 @@ fn default_nqn_prefix() -> Nqn {
 impl ControllerConfig {
     /// Reads a TOML document; the error has every mistake that can be told apart, one a line.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let config: Self = toml::from_str(text).map_err(|error| vec![error.to_string()])?;
+        Self::parse_for(text, None)
+    }
+
+    /// The same, for the replica `name`, whatever name is in the document.
+    pub fn parse_for(text: &str, name: Option<&str>) -> Result<Self, Vec<String>> {
+        let mut config: Self = toml::from_str(text).map_err(|error| vec![error.to_string()])?;
+        if let Some(name) = name {
+            name.clone_into(&mut config.name);
+        }
         let mistakes = config.mistakes();
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
@@ -267,10 +276,12 @@ impl ControllerConfig {
     fn mistakes(&self) -> Vec<String> {
         let mut found = Vec::new();
         if self.name.is_empty() {
-            found.push("name: must not be empty".to_owned());
-        }
-        if self.own_address().is_none() {
-            found.push(format!("peers: {:?}, this replica's name, is not among them", self.name));
+            found.push(
+                "name: none is given; start with --name or POD_NAME, or put name into the file".to_owned(),
+            );
+        } else if self.own_address().is_none() {
+            let names: Vec<&str> = self.peers.iter().map(|peer| peer.name.as_str()).collect();
+            found.push(format!("peers: {:?}, this replica's name, is not among {names:?}", self.name));
         }
         if self.peers.len().is_multiple_of(2) {
             found.push(format!(
@@ -394,6 +405,22 @@ mod tests {
         ] {
             assert!(mistakes.iter().any(|mistake| mistake.contains(part)), "{part} is not in {mistakes:#?}");
         }
+    }
+
+    #[test]
+    fn a_name_from_outside_wins_and_one_is_needed() {
+        let text = config("[[peers]]\nname = \"a\"\naddress = \"a:1\"", "");
+        let named = |text: &str, name: Option<&str>| {
+            let mistakes = ControllerConfig::parse_for(text, name).unwrap_err();
+            let of_name =
+                |mistake: &String| mistake.starts_with("name:") || mistake.contains("replica's name");
+            mistakes.into_iter().find(of_name).unwrap_or_default()
+        };
+        assert!(named(&text, None).contains("\"controller-0\""), "the file's");
+        assert!(named(&text, Some("controller-7")).contains("\"controller-7\""));
+        let nameless = text.replace("name = \"controller-0\"", "");
+        assert!(named(&nameless, None).starts_with("name: none is given"));
+        assert!(named(&nameless, Some("controller-7")).contains("\"controller-7\""));
     }
 
     #[test]

@@ -56,12 +56,19 @@ async fn ready(State(http): State<Http>) -> (StatusCode, String) {
 
 async fn metrics(State(http): State<Http>) -> Response {
     let status = http.replica.status();
+    let expiry = http.replica.tls().expiry();
     let gauges = Gauges {
         // One that no quorum follows may have a successor already, and then everything would count twice.
         is_leader: status.leader == Some(status.id) && status.quorum_ok,
         term: status.term,
         last_log_index: status.last_log_index.unwrap_or(0),
         applied_index: status.applied_index.unwrap_or(0),
+        certificates: expiry
+            .own
+            .map(|ends| ("replica", ends))
+            .into_iter()
+            .chain([("ca", expiry.ca)])
+            .collect(),
         storage_bytes: bytes_under(&http.data_dir),
         // What is not known is not held: then nothing is denied.
         hotplug_held: http.webhook.and_then(|webhook| webhook.holds().ok()).map_or(0, |holds| holds.len()),

@@ -10,6 +10,7 @@ mod deadline;
 mod evidence;
 #[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod executor;
+mod hand_over;
 mod hotplug;
 mod http;
 mod kubernetes;
@@ -46,4 +47,5 @@ pub mod cores {
 pub use config::{
     ControllerConfig, HotplugConfig, KubernetesConfig, OrphansConfig, Peer, Tls, VolumeDefaults,
 };
+pub use hand_over::hand_over;
 pub use run::{RunError, run};

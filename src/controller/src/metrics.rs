@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     orphans: IntGaugeVec,
     orphans_cleaned: IntCounter,
     pub(crate) hotplug: HotplugMetrics,
+    certificates: IntGaugeVec,
 }
 
 /// What is read for the gauges at each scrape.
@@ -71,6 +72,8 @@ pub(crate) struct Gauges {
     pub(crate) overdue_migrations: usize,
     /// Attachment pods whose deletion is denied.
     pub(crate) hotplug_held: usize,
+    /// Until when certificates hold, in seconds since 1970, by role.
+    pub(crate) certificates: Vec<(&'static str, i64)>,
     /// How many have ended, by outcome.
     pub(crate) migrations_ended: Vec<(MigrationOutcome, u64)>,
 }
@@ -170,6 +173,11 @@ impl Metrics {
                 "Volumes and files on the appliance that nobody knew, removed by this leader.",
             )?,
             hotplug: HotplugMetrics::new()?,
+            certificates: gauges(
+                "rds_csi_certificate_expiry_timestamp_seconds",
+                "Until when the certificates in use hold, in seconds since 1970.",
+                "role",
+            )?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -200,6 +208,7 @@ impl Metrics {
         self.registry.register(Box::new(self.session_cuts.clone()))?;
         self.registry.register(Box::new(self.orphans.clone()))?;
         self.registry.register(Box::new(self.orphans_cleaned.clone()))?;
+        self.registry.register(Box::new(self.certificates.clone()))?;
         self.hotplug.register(&self.registry)
     }
 
@@ -299,6 +308,9 @@ impl Metrics {
         for (fact, value) in facts {
             self.raft.with_label_values(&[fact]).set(i64::try_from(value).unwrap_or(i64::MAX));
         }
+        for (role, ends) in &now.certificates {
+            self.certificates.with_label_values(&[role]).set(*ends);
+        }
         self.storage.set(i64::try_from(now.storage_bytes).unwrap_or(i64::MAX));
         self.ledger.reset();
         let led = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
@@ -364,6 +376,7 @@ mod tests {
             is_leader: true,
             migrations_ended: ended.map(|outcome| (outcome, 4)).to_vec(),
             overdue_migrations: 2,
+            certificates: vec![("replica", 7), ("ca", 8)],
             ..Gauges::default()
         };
         metrics.migration_took(Duration::from_secs(20));
@@ -386,6 +399,7 @@ mod tests {
             "rds_csi_volume_operations_total{operation=\"create_volume\",status=\"success\"} 1",
             "rds_csi_attachment_attach_total{status=\"failure\"} 1",
             "rds_csi_attachment_conflicts_total 1",
+            "rds_csi_certificate_expiry_timestamp_seconds{role=\"ca\"} 8",
             "rds_csi_rds_connection_state{address=\"127.0.0.1\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

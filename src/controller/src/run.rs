@@ -12,6 +12,7 @@ use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
 use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
 use thiserror::Error;
+use tls::Callers;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -111,6 +112,9 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     let socket = Socket::bind(&SocketPath::parse(&config.csi_socket)?).await?;
     let http_listener =
         TcpListener::bind(config.metrics_address).await.map_err(|error| metrics_error(&config, error))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| RunError::Peers { address: config.listen.to_string(), reason: error.to_string() })?;
     let replica = Replica::start(replica_config(&config)).await?;
 
     let stop = CancellationToken::new();
@@ -140,7 +144,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         None => None,
     };
     let operator = OperatorService { replica: replica.clone(), orphans, webhook: webhook.clone() };
-    let peers = serve_peers(&config, operator, sessions.clone(), callers, stop.clone())?;
+    let peers = serve_peers(&config, listener, operator, sessions.clone(), callers, stop.clone())?;
     tasks.spawn(peers);
     let (following, sessions_stop) = (sessions.clone(), stop.clone());
     tasks.spawn(async move {
@@ -230,7 +234,7 @@ fn replica_config(config: &ControllerConfig) -> ReplicaConfig {
     }
 }
 
-fn tls_files(config: &ControllerConfig) -> TlsFiles {
+pub(crate) fn tls_files(config: &ControllerConfig) -> TlsFiles {
     TlsFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() }
 }
 
@@ -238,23 +242,20 @@ fn tls_files(config: &ControllerConfig) -> TlsFiles {
 /// in callers without a certificate too; each service refuses them but the nodes'.
 fn serve_peers(
     config: &ControllerConfig,
+    listener: TcpListener,
     operator: OperatorService,
     sessions: NodeSessions,
     callers: NodeCallers,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
     let (admission, replica) = (callers.admission(), operator.replica.clone());
-    let tls = replica::server_tls(&tls_files(config))?.client_auth_optional(admission.tokens_accepted);
+    let let_in = if admission.tokens_accepted { Callers::Anyone } else { Callers::Certified };
     let address = config.listen;
-    let failed = move |error: tonic::transport::Error| RunError::Peers {
-        address: address.to_string(),
-        reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-    };
+    let failed = move |reason: String| RunError::Peers { address: address.to_string(), reason };
+    let incoming = replica.tls().incoming(listener, let_in)?;
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .tls_config(tls)
-        .map_err(failed)?
         .add_service(replica.peer_service())
         .add_service(NodeGatewayServer::with_interceptor(
             Gateway { replica, sessions: sessions.clone(), callers },
@@ -265,7 +266,10 @@ fn serve_peers(
             RequireRole(RoleKind::Replica),
         ))
         .add_service(OperatorServer::with_interceptor(operator, RequireRole(RoleKind::Operator)));
-    Ok(async move { server.serve_with_shutdown(address, stop.cancelled_owned()).await.map_err(failed) })
+    Ok(async move {
+        let served = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
+        served.map_err(|error| failed(error.to_string()))
+    })
 }
 
 /// The webhook, and what serves it: a port of its own, as the API server shows no certificate.

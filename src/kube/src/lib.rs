@@ -3,7 +3,7 @@
 //! [`Observer`] watches nodes, volumes, claims, pods and KubeVirt's virtual machines and keeps the few facts of each
 //! that a decision may need. [`Index`] answers from those facts: pure, without IO and without a clock. Every answer
 //! is known, absent or unknown, and unknown never reads as absent: a kind that was not listed completely, or whose
-//! watch is broken, is unknown. [`Events`] posts events on claims, [`Tokens`] has ServiceAccount tokens checked.
+//! watch is broken, is unknown. [`Events`] posts events on claims, [`Tokens`] has ServiceAccount tokens checked; [`Secrets`] is where certificates are kept.
 //!
 //! The driver works without Kubernetes: [`Observer::none`] and [`Events::none`] are there for that.
 //!
@@ -17,6 +17,7 @@ pub mod hotplug;
 mod index;
 mod objects;
 mod quantity;
+mod secrets;
 mod tokens;
 mod watch;
 mod webhook;
@@ -29,6 +30,7 @@ pub use index::{
 };
 pub use kube::Client;
 pub use objects::RecordedError;
+pub use secrets::{Secrets, StoredSecret, WriteError, trust_webhooks};
 pub use tokens::{
     MAX_CACHED_TOKENS, MAX_REVIEWS_AT_ONCE, MAX_TOKEN_BYTES, PodIdentity, TOKEN_CACHED, TokenAnswer,
     TokenIdentity, Tokens,

@@ -35,7 +35,8 @@ const SESSION_RANGE_SECONDS: std::ops::RangeInclusive<u64> = 1..=10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// The Kubernetes node's name.
+    /// The Kubernetes node's name. Empty here if it is given to the program, as where all nodes share one file.
+    #[serde(default)]
     pub node_id: String,
     /// Where to serve CSI, as `unix:///path`.
     #[serde(default = "default_csi_socket")]
@@ -209,7 +210,7 @@ impl NodeConfig {
     /// The configuration as checked types, or all mistakes together.
     pub(crate) fn check(&self) -> Result<Settings, Vec<String>> {
         let mut mistakes = Mistakes::default();
-        let node = mistakes.take("node_id", NodeId::parse(&self.node_id).map_err(|error| error.to_string()));
+        let node = mistakes.take("node_id", self.node());
         let socket = mistakes
             .take("csi_socket", SocketPath::parse(&self.csi_socket).map_err(|error| error.to_string()));
         let metrics_address = mistakes.take("metrics_address", socket_address(&self.metrics_address));
@@ -274,6 +275,15 @@ impl NodeConfig {
             }),
             _ => Err(mistakes.0),
         }
+    }
+
+    fn node(&self) -> Result<NodeId, String> {
+        if self.node_id.is_empty() {
+            return Err(
+                "none is given; start with --node-id or NODE_NAME, or put node_id into the file".to_owned()
+            );
+        }
+        NodeId::parse(&self.node_id).map_err(|error| error.to_string())
     }
 
     fn max_volumes(&self) -> Result<u32, String> {
@@ -429,6 +439,13 @@ mod tests {
         assert!(settings.topology.is_everywhere());
         assert_eq!(settings.die_after_step, None);
         assert_eq!(config.csi_socket, "unix:///csi/csi.sock");
+    }
+
+    #[test]
+    fn a_node_needs_an_id() {
+        let nameless: NodeConfig = toml::from_str(&MINIMAL.replace("node_id = \"node-a\"", "")).unwrap();
+        let mistakes = nameless.validate();
+        assert!(mistakes.iter().any(|mistake| mistake.starts_with("node_id: none is given")), "{mistakes:?}");
     }
 
     #[test]

@@ -5,9 +5,7 @@
 //! replica that answered last, then to the others in turn, until one answers or the time is up. "No decision" is
 //! never taken for an answer.
 
-use std::fs;
 use std::future::Future;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -17,18 +15,19 @@ use proto::node::v1::{
 };
 use state_machine::{BootId, Generation, NodeMoment, VolumeId};
 use thiserror::Error;
+use tls::{Expiry, Files, OwnFiles, Tls, TlsError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::config::TlsFiles;
 use crate::credentials::Credentials;
 use crate::identity::NodeIdentity;
 use crate::ledger::Described;
-use crate::line::connect_lazily;
+use crate::line::{connector, with_limits};
 
 /// The name in every controller's certificate.
 const CONTROLLER_NAME: &str = "rds-csi";
@@ -82,7 +81,7 @@ pub(crate) enum GatewayError {
 /// Why the channels could not be made.
 #[derive(Debug, Error)]
 #[error("cannot prepare the line to the controllers: {0}")]
-pub struct LineError(String);
+pub struct LineError(#[from] TlsError);
 
 /// Whether the attachment stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +109,7 @@ pub(crate) struct Gateway {
     /// Index of the replica that answered last.
     preferred: AtomicUsize,
     registered: watch::Sender<bool>,
+    tls: Tls,
 }
 
 impl Gateway {
@@ -120,22 +120,21 @@ impl Gateway {
         tls: &TlsFiles,
     ) -> Result<Self, LineError> {
         let credentials = Credentials { token_file: tls.token_file.clone() };
-        let mut settings = ClientTlsConfig::new()
-            .domain_name(CONTROLLER_NAME)
-            .ca_certificate(Certificate::from_pem(read(&tls.ca)?));
-        if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
-            settings = settings.identity(Identity::from_pem(read(cert)?, read(key)?));
-        }
+        let own = tls.cert.clone().zip(tls.key.clone()).map(|(cert, key)| OwnFiles { cert, key });
+        let tls = Tls::follow(Files { ca: tls.ca.clone(), own })?;
         let replicas = controllers.iter().map(|address| {
-            let setup = |error: tonic::transport::Error| LineError(format!("{address}: {error}"));
-            let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(setup)?;
-            let channel = connect_lazily(endpoint.tls_config(settings.clone()).map_err(setup)?);
+            let channel = tls.channel(CONTROLLER_NAME, address, connector(), with_limits)?;
             let line = InterceptedService::new(channel, credentials.clone());
             Ok(Replica { address: address.clone(), client: Client::new(line) })
         });
         let replicas = replicas.collect::<Result<Vec<_>, LineError>>()?;
         let (registered, _) = watch::channel(false);
-        Ok(Self { identity, replicas, preferred: AtomicUsize::new(0), registered })
+        Ok(Self { identity, replicas, preferred: AtomicUsize::new(0), registered, tls })
+    }
+
+    /// Until when the certificates of the line hold.
+    pub(crate) fn certificates(&self) -> Expiry {
+        self.tls.expiry()
     }
 
     /// Whether the controllers know this node in its present boot.
@@ -372,8 +371,4 @@ fn with_limit<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, LineError> {
-    fs::read(file).map_err(|error| LineError(format!("cannot read {}: {error}", file.display())))
 }

@@ -40,5 +40,10 @@ async fn metrics(State(observable): State<Observable>) -> Result<String, (Status
         Ok(connections) => observable.metrics.connections(connections.volumes.len()),
         Err(error) => tracing::warn!(%error, "the connections are not counted at this scrape"),
     }
+    let expiry = observable.gateway.certificates();
+    observable.metrics.certificate_ends("ca", expiry.ca);
+    if let Some(ends) = expiry.own {
+        observable.metrics.certificate_ends("node", ends);
+    }
     observable.metrics.render().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

@@ -25,6 +25,7 @@ mod line;
 mod measure;
 mod metrics;
 mod mounts;
+mod needed;
 mod operations;
 mod outcome;
 mod own_thread;

@@ -19,14 +19,23 @@ const KEEP_ALIVE_LIMIT_MS: u64 = 5_000;
 /// A channel that connects when it is first used, and again whenever it was given up. Needs a runtime.
 #[must_use]
 pub fn connect_lazily(endpoint: Endpoint) -> Channel {
+    with_limits(endpoint).connect_with_connector_lazy(connector())
+}
+
+/// Opens the TCP connections.
+pub(crate) fn connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     // TLS is the endpoint's, around this.
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_tcp_user_timeout(Some(Duration::from_millis(ACKNOWLEDGE_LIMIT_MS)));
+    connector
+}
+
+/// When an endpoint's connections are given up.
+pub(crate) fn with_limits(endpoint: Endpoint) -> Endpoint {
     endpoint
         .connect_timeout(Duration::from_millis(CONNECT_LIMIT_MS))
         .http2_keep_alive_interval(Duration::from_millis(KEEP_ALIVE_MS))
         .keep_alive_timeout(Duration::from_millis(KEEP_ALIVE_LIMIT_MS))
-        .connect_with_connector_lazy(connector)
 }

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     stale_recoveries: IntCounterVec,
     findings: IntGaugeVec,
     session_connected: IntGauge,
+    certificates: IntGaugeVec,
 }
 
 impl Metrics {
@@ -102,6 +103,14 @@ impl Metrics {
             "1 while the leader of the controllers hears what this node has, else 0.",
         )?;
         registry.register(Box::new(session_connected.clone()))?;
+        let certificates = IntGaugeVec::new(
+            Opts::new(
+                "rds_csi_certificate_expiry_timestamp_seconds",
+                "Until when the certificates in use hold, in seconds since 1970.",
+            ),
+            &["role"],
+        )?;
+        registry.register(Box::new(certificates.clone()))?;
         let registry = registry.clone();
         Ok(Self {
             registry,
@@ -116,6 +125,7 @@ impl Metrics {
             stale_recoveries,
             findings,
             session_connected,
+            certificates,
         })
     }
 
@@ -155,6 +165,11 @@ impl Metrics {
 
     pub(crate) fn session_connected(&self, connected: bool) {
         self.session_connected.set(i64::from(connected));
+    }
+
+    /// Until when a certificate holds, in seconds since 1970.
+    pub(crate) fn certificate_ends(&self, role: &str, ends: i64) {
+        self.certificates.with_label_values(&[role]).set(ends);
     }
 
     /// Everything in the text format.

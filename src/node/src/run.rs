@@ -22,6 +22,7 @@ use crate::gateway::{Gateway, LineError};
 use crate::http::{Observable, routes};
 use crate::metrics::Metrics;
 use crate::mounts::{FakeMounts, KernelMounts, Mounts};
+use crate::needed::missing_tools;
 use crate::operations::Operations;
 use crate::reconcile::Reconciler;
 use crate::service::NodeService;
@@ -38,6 +39,9 @@ pub enum RunError {
     /// The configuration is wrong in these ways.
     #[error("the configuration is wrong: {}", .0.join("; "))]
     Config(Vec<String>),
+    /// Programs that it runs are not installed.
+    #[error("these programs are missing: {}; install them where the node plugin runs, in its image", .0.join(", "))]
+    Tools(Vec<String>),
     /// The lock that keeps two plugins of one node apart.
     #[error("cannot lock {}: {source}", path.display())]
     Lock {
@@ -69,6 +73,12 @@ pub enum RunError {
 /// Runs the node plugin until `stop` is cancelled.
 pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunError> {
     let settings = config.check().map_err(RunError::Config)?;
+    if matches!(settings.fabric, FabricSettings::Nvme(_)) {
+        let missing = missing_tools();
+        if !missing.is_empty() {
+            return Err(RunError::Tools(missing));
+        }
+    }
     let Some(_lock) = lock(&settings, &stop).await? else { return Ok(()) };
     let (fabric, mounts) = fabric_and_mounts(&settings).await?;
     let metrics = Metrics::new(&Registry::new())?;

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArguments;
+use crate::cluster_certificates::CertificatesArguments;
 use crate::ctl::CtlArguments;
 use crate::dev::DevArguments;
 use crate::logging::LoggingArguments;
@@ -45,11 +47,11 @@ pub enum Program {
     ///
     /// Three of them form a cluster. SIGTERM hands leadership over and ends it cleanly; a second signal ends it
     /// at once.
-    Controller(ServiceArguments),
+    Controller(ControllerArguments),
     /// The node plugin: the CSI Node service
     ///
     /// It connects and mounts what the ledger has granted, and asks a controller before each new connection.
-    Node(ServiceArguments),
+    Node(NodeArguments),
     /// A simulated MikroTik ROSE Data Server: RouterOS over SSH, for tests and laptops
     ///
     /// Nothing about it is hardware. With a state file, a host key file and a backing directory it comes back as
@@ -69,6 +71,51 @@ pub enum Program {
     Ctl(CtlArguments),
     /// Measurements of a cluster on this machine, as a table
     Bench(BenchArguments),
+    /// Has the controller beside this process give its leadership away: for a preStop hook
+    ///
+    /// It asks on the controller's own port, with the controller's own certificate. Done when another replica leads, or
+    /// if this one did not lead; exit status 1 and a sentence if that takes longer than 10 s.
+    HandOver(ReplicaArguments),
+    /// Makes the certificates of a cluster, as Secrets, where nobody else does
+    ///
+    /// An authority, one certificate for the controllers, one for an operator. What is there and good is kept; what is
+    /// missing, for other names, or in the last third of its life is made anew, so it can run as often as one likes.
+    /// Controllers and nodes take new ones without a restart. An authority that is renewed keeps its key: what it
+    /// signed before stays good.
+    Certificates(CertificatesArguments),
+}
+
+/// Which controller is meant.
+#[derive(Debug, Args)]
+pub struct ReplicaArguments {
+    /// Its settings, a TOML file; all mistakes in it are reported together
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Its name among the peers, its pod's; without it, `name` in the file
+    #[arg(long, value_name = "NAME", env = "POD_NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub name: Option<String>,
+}
+
+/// What a controller is told.
+#[derive(Debug, Args)]
+pub struct ControllerArguments {
+    /// Which one it is.
+    #[command(flatten)]
+    pub replica: ReplicaArguments,
+    /// End as soon as standard input does: whoever started this process is gone then.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+/// What a node plugin is told.
+#[derive(Debug, Args)]
+pub struct NodeArguments {
+    /// What every service is told.
+    #[command(flatten)]
+    pub service: ServiceArguments,
+    /// The Kubernetes node's name; without it, `node_id` in the file
+    #[arg(long, value_name = "ID", env = "NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub node_id: Option<String>,
 }
 
 /// What each long-running program is told.

@@ -40,7 +40,7 @@ pub enum CertificateError {
 /// Whom a certificate speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// A controller replica, by name.
+    /// A controller replica, by its name or by that of its StatefulSet.
     Replica(String),
     /// A node, by its id.
     Node(String),
@@ -80,7 +80,7 @@ impl Authority {
     /// The authority of `directory`, made if there is none yet.
     pub fn open_or_create(directory: &Path) -> Result<Self, CertificateError> {
         let key_path = directory.join("ca.key");
-        let params = authority_params();
+        let params = authority_params(AUTHORITY_NAME);
         let key = match fs::read_to_string(&key_path) {
             Ok(pem) => KeyPair::from_pem(&pem)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -115,30 +115,39 @@ impl Authority {
     }
 
     fn issue(&self, owner: &Owner) -> Result<(Certificate, KeyPair), CertificateError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named(&owner.uri());
-        params.subject_alt_names = vec![SanType::URI(owner.uri().try_into()?)];
         // Only a replica serves: with these names a node could pose as one.
-        if matches!(owner, Owner::Replica(_)) {
-            params.subject_alt_names.extend([
+        let names = match owner {
+            Owner::Replica(_) => vec![
                 SanType::DnsName(replica::SERVER_NAME.try_into()?),
                 SanType::DnsName("localhost".try_into()?),
                 SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            ]);
-        }
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
+            ],
+            Owner::Node(_) | Owner::Operator(_) => Vec::new(),
+        };
+        let params = leaf_params(owner, names)?;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key))?;
         Ok((certificate, key))
     }
 }
 
-fn authority_params() -> CertificateParams {
+/// What is in a certificate of `owner`, who serves under these names.
+pub(crate) fn leaf_params(owner: &Owner, names: Vec<SanType>) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = named(AUTHORITY_NAME);
+    params.distinguished_name = named(&owner.uri());
+    params.subject_alt_names = vec![SanType::URI(owner.uri().try_into()?)];
+    params.subject_alt_names.extend(names);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// What is in the certificate of an authority that signs what others show, and no further authority.
+pub(crate) fn authority_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params

@@ -5,11 +5,14 @@
 //! - `dev`: a whole cluster on this machine, made of the other three as real processes ([`dev`])
 //! - `ctl`: questions and orders of the person on call ([`ctl`])
 //!
+//! - `hand-over`, `certificates`: what hooks and Jobs of a deployment run ([`services`], [`cluster_certificates`])
+//!
 //! runs until it is done or a signal ends it ([`termination`]). A [`Failure`] says with which status.
 
 mod arguments;
 pub mod bench;
 pub mod certificates;
+pub mod cluster_certificates;
 pub mod ctl;
 pub mod dev;
 mod failure;
@@ -21,5 +24,7 @@ mod table;
 pub mod termination;
 mod units;
 
-pub use arguments::{Arguments, Program, ServiceArguments};
+pub use arguments::{
+    Arguments, ControllerArguments, NodeArguments, Program, ReplicaArguments, ServiceArguments,
+};
 pub use failure::Failure;

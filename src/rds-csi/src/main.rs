@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rds_csi::{Arguments, Failure, Program, bench, ctl, dev, logging, services, termination};
+use rds_csi::{
+    Arguments, Failure, Program, bench, cluster_certificates, ctl, dev, logging, services, termination,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -19,7 +21,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    let is_for_people = matches!(arguments.program, Program::Dev(_) | Program::Ctl(_));
+    let is_for_people = matches!(
+        arguments.program,
+        Program::Dev(_) | Program::Ctl(_) | Program::HandOver(_) | Program::Certificates(_)
+    );
     logging::start(&arguments.logging, if is_for_people { "warn" } else { "info" })
         .map_err(|mistake| Failure::Usage(vec![mistake]))?;
     // It fails only if a provider is there already, and then TLS works too.
@@ -38,6 +43,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Program::Simulator(service) => services::simulator(&service).await,
         Program::Dev(dev) => dev::run(dev, arguments.logging.log.as_deref(), termination::on_signal()?).await,
         Program::Ctl(ctl) => ctl::run(ctl).await,
+        Program::HandOver(replica) => services::hand_over(&replica).await,
+        Program::Certificates(wanted) => cluster_certificates::run(&wanted).await,
         Program::Bench(bench) => bench::run(bench, termination::on_signal()?).await,
     }
 }

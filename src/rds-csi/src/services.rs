@@ -10,7 +10,7 @@ use controller::ControllerConfig;
 use node::NodeConfig;
 use routeros_simulator::Simulator;
 
-use crate::arguments::ServiceArguments;
+use crate::arguments::{ControllerArguments, NodeArguments, ReplicaArguments, ServiceArguments};
 use crate::failure::Failure;
 use crate::open_files;
 use crate::termination;
@@ -18,9 +18,9 @@ use crate::termination;
 pub(crate) use simulator::{SimulatedLatencies, SimulatedPool, SimulatorSettings};
 
 /// Runs a controller replica until it is told to end.
-pub async fn controller(arguments: &ServiceArguments) -> Result<(), Failure> {
-    let config = settings(&arguments.config, ControllerConfig::parse)?;
-    let stop = termination(arguments)?;
+pub async fn controller(arguments: &ControllerArguments) -> Result<(), Failure> {
+    let config = controller_config(&arguments.replica)?;
+    let stop = termination(arguments.exit_with_parent)?;
     match open_files::allow_all() {
         Ok(limit) => tracing::info!(limit, "open files, one for each node's session"),
         Err(error) => tracing::warn!("{error:#}: nodes beyond it have no session"),
@@ -30,9 +30,10 @@ pub async fn controller(arguments: &ServiceArguments) -> Result<(), Failure> {
 }
 
 /// Runs the node plugin until it is told to end.
-pub async fn node(arguments: &ServiceArguments) -> Result<(), Failure> {
-    let config = settings(&arguments.config, node_config)?;
-    let stop = termination(arguments)?;
+pub async fn node(arguments: &NodeArguments) -> Result<(), Failure> {
+    let node_id = arguments.node_id.as_deref();
+    let config = settings(&arguments.service.config, |text| node_config(text, node_id))?;
+    let stop = termination(arguments.service.exit_with_parent)?;
     node::run(config, stop).await.context("the node plugin ended")?;
     Ok(())
 }
@@ -40,7 +41,7 @@ pub async fn node(arguments: &ServiceArguments) -> Result<(), Failure> {
 /// Runs the simulated appliance until it is told to end.
 pub async fn simulator(arguments: &ServiceArguments) -> Result<(), Failure> {
     let config = settings(&arguments.config, SimulatorSettings::parse)?.into_config();
-    let stop = termination(arguments)?;
+    let stop = termination(arguments.exit_with_parent)?;
     let simulator = Simulator::start(config).await.context("cannot start the simulated appliance")?;
     tracing::info!(address = %simulator.address(), "the simulated appliance serves RouterOS over SSH");
     stop.cancelled().await;
@@ -48,14 +49,28 @@ pub async fn simulator(arguments: &ServiceArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn node_config(text: &str) -> Result<NodeConfig, Vec<String>> {
-    let config: NodeConfig = toml::from_str(text).map_err(|error| vec![error.to_string()])?;
+/// Has a running controller give its leadership away.
+pub async fn hand_over(arguments: &ReplicaArguments) -> Result<(), Failure> {
+    let config = controller_config(arguments)?;
+    let done = controller::hand_over(&config).await;
+    done.map_err(|why| anyhow::anyhow!("the leadership was not handed over: {why}").into())
+}
+
+fn controller_config(arguments: &ReplicaArguments) -> Result<ControllerConfig, Failure> {
+    settings(&arguments.config, |text| ControllerConfig::parse_for(text, arguments.name.as_deref()))
+}
+
+fn node_config(text: &str, node_id: Option<&str>) -> Result<NodeConfig, Vec<String>> {
+    let mut config: NodeConfig = toml::from_str(text).map_err(|error| vec![error.to_string()])?;
+    if let Some(node_id) = node_id {
+        node_id.clone_into(&mut config.node_id);
+    }
     let mistakes = config.validate();
     if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
 }
 
-fn termination(arguments: &ServiceArguments) -> Result<tokio_util::sync::CancellationToken, Failure> {
-    if arguments.exit_with_parent {
+fn termination(exit_with_parent: bool) -> Result<tokio_util::sync::CancellationToken, Failure> {
+    if exit_with_parent {
         termination::with_parent();
     }
     Ok(termination::on_signal()?)

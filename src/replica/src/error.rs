@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use storage::StorageError;
 use thiserror::Error;
 
-use crate::tls::TlsError;
+use tls::TlsError;
 
 /// Why a replica does not start.
 #[derive(Debug, Error)]

@@ -20,7 +20,7 @@ pub(crate) const MAX_NAME_BYTES: usize = 253;
 /// The bearer of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// A controller replica, by its pod's name.
+    /// A controller replica, by its pod's name or by its StatefulSet's.
     Replica(String),
     /// A node plugin, which may speak for this node only.
     Node(NodeId),
@@ -57,6 +57,16 @@ impl Role {
             Self::Node(_) => RoleKind::Node,
             Self::Operator(_) => RoleKind::Operator,
         }
+    }
+
+    /// Whether a replica's certificate is good for the replica `name`: its own, or, if the pods of a StatefulSet share
+    /// one that bears the StatefulSet's name, one of these pods.
+    pub(crate) fn is_replica(&self, name: &str) -> bool {
+        let Self::Replica(bearer) = self else { return false };
+        let ordinal = name.strip_prefix(bearer.as_str()).and_then(|rest| rest.strip_prefix('-'));
+        let is_pod = ordinal
+            .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
+        bearer == name || is_pod
     }
 
     fn parse(uri: &str) -> Option<Self> {
@@ -149,6 +159,19 @@ mod tests {
         assert_eq!(role_in(&node), Ok(Role::Node(NodeId::parse("worker-1").unwrap())));
         let operator = certificate(&["spiffe://rds-csi/operator/ada"]);
         assert_eq!(role_in(&operator), Ok(Role::Operator("ada".to_owned())));
+    }
+
+    #[test]
+    fn a_stateful_sets_certificate_is_good_for_its_pods_only() {
+        let replica = |name: &str| Role::Replica(name.to_owned());
+        for name in ["rds", "rds-0", "rds-17"] {
+            assert!(replica("rds").is_replica(name), "{name}");
+        }
+        for name in ["rds-", "rds0", "rds-x", "rds-0-1", "rds-0x", "r-0", ""] {
+            assert!(!replica("rds").is_replica(name), "{name}");
+        }
+        assert!(replica("rds-0").is_replica("rds-0") && !replica("rds-0").is_replica("rds-1"));
+        assert!(!Role::Operator("rds".to_owned()).is_replica("rds"));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | `forward` | finding the leader and asking it, again and again until the deadline |
 //! | `attempts` | which attempts of askers come too late |
 //! | `bootstrap` | what a replica does about its place in a cluster: form, join, wait, notice its removal |
+//! | `hand_over` | giving leadership away |
 //! | `membership` | changes of the membership, on the leader |
 //! | `report` | what replicas tell each other about themselves |
 //! | `service`, `network`, `peers`, `codec` | the peer protocol: its server, its clients |
@@ -26,6 +27,7 @@ mod codec;
 mod config;
 mod error;
 mod forward;
+mod hand_over;
 mod identity;
 mod leader;
 mod membership;
@@ -38,6 +40,8 @@ mod service;
 mod status;
 mod tls;
 
+pub use crate::tls::{SERVER_NAME, TlsFiles};
+pub use ::tls::TlsError;
 pub use attempts::{AttemptId, Attempts};
 #[doc(hidden)]
 pub use clock::LedgerClock;
@@ -45,9 +49,9 @@ pub use clock::{MonotonicClock, SystemClock};
 pub use config::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, Timing};
 pub use error::{Failure, MembershipError, ProposeError, ReadError, StartError};
 pub use forward::LeaderPlace;
+pub use hand_over::ask_to_hand_over;
 pub use identity::{RequireRole, Role, RoleKind, caller};
 pub use leader::Leadership;
 pub use replica::Replica;
 pub use service::{PeerEndpoint, PeerService};
 pub use status::{MemberStatus, ReplicaRole, ReplicaStatus};
-pub use tls::{SERVER_NAME, TlsError, TlsFiles, client_tls, server_tls};

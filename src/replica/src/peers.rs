@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper_util::client::legacy::connect::HttpConnector;
 use proto::peer::v1::peer_client::PeerClient;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tls::{Tls, TlsError};
+use tonic::transport::Channel;
 
 use crate::codec::MAX_MESSAGE_BYTES;
 use crate::config::ReplicaConfig;
-use crate::tls::client_tls;
+use crate::tls::SERVER_NAME;
 
 /// How long a connection may take to open, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -25,23 +27,23 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_millis(1_000);
 pub(crate) type Client = PeerClient<Channel>;
 
 pub(crate) struct Peers {
-    tls: ClientTlsConfig,
+    pub(crate) tls: Tls,
     configured: BTreeMap<String, String>,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl Peers {
-    pub(crate) fn new(config: &ReplicaConfig) -> Result<Self, String> {
-        let tls = client_tls(&config.tls).map_err(|error| error.to_string())?;
+    pub(crate) fn new(config: &ReplicaConfig) -> Result<Self, TlsError> {
+        let tls = Tls::follow(config.tls.clone().into())?;
         let configured = config
             .peers
             .iter()
             .map(|peer| (peer.name.clone(), peer.address.clone()))
             .collect::<BTreeMap<_, _>>();
         let peers = Self { tls, configured, channels: Mutex::default() };
-        // Says now whether the certificates and addresses can be used at all.
+        // Says now whether the addresses can be used at all; names need not be known yet.
         for address in peers.configured.values() {
-            peers.endpoint(address)?;
+            open(&peers.tls, address)?;
         }
         Ok(peers)
     }
@@ -60,21 +62,21 @@ impl Peers {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = self.endpoint(address)?.connect_lazy();
+        let channel = open(&self.tls, address).map_err(|error| error.to_string())?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
+}
 
-    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
-        let wrong = |error: tonic::transport::Error| {
-            format!("cannot use {address} with these certificates: {error:?}")
-        };
-        let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(wrong)?;
-        let endpoint = endpoint.tls_config(self.tls.clone().timeout(CONNECT_TIMEOUT)).map_err(wrong)?;
-        Ok(endpoint
+/// A channel to the replica at `address`; connects when it is first used.
+pub(crate) fn open(tls: &Tls, address: &str) -> Result<Channel, TlsError> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    tls.channel(SERVER_NAME, address, connector, |endpoint| {
+        endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true))
-    }
+            .keep_alive_while_idle(true)
+    })
 }

@@ -9,6 +9,7 @@ use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
 use state_machine::{Command, LedgerTime, Response, State};
 use storage::{Identity, MachineStore, StorageError, Store, TypeConfig};
+use tls::Tls;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +88,7 @@ impl Replica {
     ) -> Result<Self, StartError> {
         config.check().map_err(StartError::Config)?;
         let raft_config = config.raft().map_err(StartError::Config)?;
-        let peers = Arc::new(Peers::new(&config).map_err(StartError::Tls)?);
+        let peers = Arc::new(Peers::new(&config)?);
         let store = open(&config.data_dir).await?;
         let (id, known_cluster) = (store.identity.replica_id, store.identity.cluster_id);
         if store.identity.removed {
@@ -249,12 +250,20 @@ impl Replica {
         }
     }
 
+    /// The certificates of this replica, for its server and its clients.
+    pub fn tls(&self) -> &Tls {
+        &self.inner.peers.tls
+    }
+
     /// Hands leadership to the answering follower that is furthest along, keeps pointing to it for a moment, and stops. The
     /// server should go on serving until this returns.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
-        if inner.hand_over().await {
-            tokio::time::sleep(REDIRECT_AFTER_HANDOVER).await;
+        if inner.metrics().current_leader == Some(inner.id) {
+            match inner.hand_over(HANDOVER_TIMEOUT).await {
+                Ok(()) => tokio::time::sleep(REDIRECT_AFTER_HANDOVER).await,
+                Err(why) => tracing::warn!(replica = inner.id, why, "leaving without a successor"),
+            }
         }
         inner.stopping.cancel();
         inner.tasks.close();
@@ -353,28 +362,5 @@ impl Inner {
             Ok(changed) => changed,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
-    }
-
-    /// Gives leadership away, if it is here; false if it was not.
-    async fn hand_over(&self) -> bool {
-        let metrics = self.metrics();
-        if metrics.current_leader != Some(self.id) {
-            return false;
-        }
-        let members = status::members(&metrics, &self.config.timing);
-        let Some(successor) = status::successor(self.id, &members) else { return false };
-        tracing::info!(replica = self.id, successor, "handing leadership over");
-        if self.raft.trigger().transfer_leader(successor).await.is_err() {
-            return false;
-        }
-        let elsewhere = |metrics: &Metrics| metrics.current_leader.is_some_and(|leader| leader != self.id);
-        if tokio::time::timeout(HANDOVER_TIMEOUT, self.metrics_reach(elsewhere)).await.is_err() {
-            tracing::warn!(
-                replica = self.id,
-                successor,
-                "nobody took the leadership over in time; leaving anyway"
-            );
-        }
-        true
     }
 }

@@ -7,10 +7,10 @@ use openraft::alias::SnapshotOf;
 use openraft::errors::RaftError;
 use proto::peer::v1::peer_server::{Peer, PeerServer};
 use proto::peer::v1::{
-    AdoptReply, AdoptRequest, ChangeMembershipReply, ChangeMembershipRequest, IdentifyReply, IdentifyRequest,
-    JoinReply, JoinRequest, NotLeader, ProposeReply, ProposeRequest, RaftMessage, RaftReply, ReadIndexReply,
-    ReadIndexRequest, SnapshotPart, change_membership_reply, join_reply, propose_reply, read_index_reply,
-    snapshot_part::Part,
+    AdoptReply, AdoptRequest, ChangeMembershipReply, ChangeMembershipRequest, HandOverReply, HandOverRequest,
+    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, NotLeader, ProposeReply, ProposeRequest,
+    RaftMessage, RaftReply, ReadIndexReply, ReadIndexRequest, SnapshotPart, change_membership_reply,
+    join_reply, propose_reply, read_index_reply, snapshot_part::Part,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,7 +22,7 @@ use crate::attempts::AttemptId;
 use crate::codec::{self, MAX_MESSAGE_BYTES};
 use crate::config::PeerAddress;
 use crate::forward::{Attempt, Proposed, Question, ReadIndex};
-use crate::identity::{RequireRole, Role, RoleKind, caller};
+use crate::identity::{RequireRole, RoleKind, caller};
 use crate::membership::Change;
 use crate::network::SnapshotHeader;
 use crate::replica::Inner;
@@ -30,6 +30,8 @@ use crate::report::parse_cluster_id;
 
 /// Longest time that a forwarded question is worked on, whatever its asker says.
 const MAX_QUESTION_TIMEOUT: Duration = Duration::from_millis(60_000);
+/// Longest time that a hand-over is worked on, whatever its asker says.
+const MAX_HAND_OVER_TIMEOUT: Duration = Duration::from_millis(10_000);
 /// How long taking in a replica may take; it asks again.
 const JOIN_TIMEOUT: Duration = Duration::from_millis(5_000);
 
@@ -144,7 +146,7 @@ impl PeerService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<join_reply::Outcome, Status> {
         let role = caller(&request)?;
         let JoinRequest { replica_id, name, address } = request.into_inner();
-        if role != Role::Replica(name.clone()) {
+        if !role.is_replica(&name) {
             tracing::warn!(caller = %role, name, "refused to take in a replica under another name");
             return Err(Status::permission_denied(format!("{role} cannot join as {name}")));
         }
@@ -249,6 +251,17 @@ impl Peer for PeerService {
         adopted.map_err(|error| Status::failed_precondition(error.to_string()))?;
         tracing::info!(replica = to, cluster = %cluster_id, by = %role, "belongs to a cluster now");
         Ok(Response::new(AdoptReply {}))
+    }
+
+    async fn hand_over(&self, request: Request<HandOverRequest>) -> Answer<HandOverReply> {
+        let role = caller(&request)?;
+        let limit = Duration::from_millis(request.into_inner().timeout_ms).min(MAX_HAND_OVER_TIMEOUT);
+        if limit.is_zero() {
+            return Err(invalid("timeout_ms: a hand-over takes some time, give it more than 0"));
+        }
+        tracing::info!(by = %role, "asked to hand the leadership over");
+        let refused = self.inner.hand_over(limit).await.err().unwrap_or_default();
+        Ok(Response::new(HandOverReply { refused }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinReply> {

@@ -3,6 +3,7 @@
 //! [`SimulatedApiServer`] lists, watches with bookmarks, takes events and reviews tokens; it can be made to fail.
 //! [`objects`] writes nodes, claims, pods and virtual machines in the form of the API.
 
+mod named;
 pub mod objects;
 mod server;
 

@@ -18,13 +18,15 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::named;
+
 /// How often a watch without news gets a bookmark, in milliseconds.
 const BOOKMARK_MS: u64 = 2_000;
 /// How long a watch lasts that does not say how long it wants to, in seconds.
 const WATCH_SECONDS: u64 = 300;
 
 /// The path of an object's collection without its namespace, and the object's namespace and name.
-type Place = (String, String, String);
+pub(super) type Place = (String, String, String);
 
 /// A change that watches tell of.
 struct Change {
@@ -34,9 +36,9 @@ struct Change {
 }
 
 #[derive(Default)]
-struct Scene {
+pub(super) struct Scene {
     version: u64,
-    objects: BTreeMap<Place, Value>,
+    pub(super) objects: BTreeMap<Place, Value>,
     changes: Vec<Change>,
     /// Every request is answered with 503, and watches end.
     is_away: bool,
@@ -45,6 +47,8 @@ struct Scene {
     reviewed: usize,
     /// How many events were refused because they were there.
     repeated_events: usize,
+    /// So many writes by name are refused, as if somebody else had been there in between.
+    pub(super) refused_writes: usize,
 }
 
 #[derive(Clone)]
@@ -108,6 +112,17 @@ impl SimulatedApiServer {
         self.shared.lock().objects_at("/api/v1/pods")
     }
 
+    /// The object of this name in the collection, which is a path without the namespace.
+    pub fn object(&self, collection: &str, namespace: &str, name: &str) -> Option<Value> {
+        let place = (collection.to_owned(), namespace.to_owned(), name.to_owned());
+        self.shared.lock().objects.get(&place).cloned()
+    }
+
+    /// Refuses the next writes by name, as if somebody else had been there in between.
+    pub fn refuse_writes(&self, count: usize) {
+        self.shared.change(|scene| scene.refused_writes = count);
+    }
+
     /// The events that were taken, in the order of their names.
     pub fn events(&self) -> Vec<Value> {
         self.shared.lock().objects_at("/api/v1/events")
@@ -145,7 +160,7 @@ impl Shared {
 }
 
 impl Scene {
-    fn put(&mut self, mut object: Value, verb: &str) {
+    pub(super) fn put(&mut self, mut object: Value, verb: &str) {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let place = place(&object);
@@ -171,14 +186,14 @@ fn place(object: &Value) -> Place {
     (format!("/{root}/{version}/{plural}"), text(&metadata["namespace"]), text(&metadata["name"]))
 }
 
-fn reply(code: u16, body: &Value) -> Response<Body> {
+pub(super) fn reply(code: u16, body: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = axum::http::StatusCode::from_u16(code).unwrap_or_default();
     response.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("application/json"));
     response
 }
 
-fn refusal(code: u16, reason: &str) -> Response<Body> {
+pub(super) fn refusal(code: u16, reason: &str) -> Response<Body> {
     reply(
         code,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -190,6 +205,9 @@ async fn answer(State(shared): State<Shared>, method: Method, uri: Uri, body: By
     let path = uri.path().to_owned();
     if shared.lock().is_away {
         return refusal(503, "ServiceUnavailable");
+    }
+    if let Some(place) = named::place_at(&path) {
+        return shared.change(|scene| scene.named(&method, place, &body));
     }
     if method == Method::POST {
         return create(&shared, &path, &body);

@@ -5,6 +5,7 @@
 //! as sidecars, kubelet and operators do. [`Cluster::stop`] ends it in order; dropping it kills what is left.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -168,16 +169,19 @@ fn find_binary() -> anyhow::Result<PathBuf> {
 }
 
 fn processes(layout: &Layout, binary: &Path, log_filter: &str) -> Vec<Process> {
-    let process = |role: &str, name: &str| {
+    // Named here too: a variable in the environment, of a pod for instance, would go before the name in the file.
+    let process = |role: &str, name: &str, named: &[&str]| {
         let arguments =
             ["--log-format", "human", "--log", log_filter, role, "--exit-with-parent", "--config"];
-        let mut arguments: Vec<_> = arguments.into_iter().map(Into::into).collect();
+        let mut arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         arguments.push(layout.config_path(name).into());
+        arguments.extend(named.iter().map(Into::into));
         Process::new(name, binary, arguments, layout.log_path(name))
     };
-    let controllers = layout.controllers.iter().map(|place| process("controller", &place.name));
-    let nodes = layout.nodes.iter().map(|place| process("node", &place.name));
-    std::iter::once(process("simulator", SIMULATOR)).chain(controllers).chain(nodes).collect()
+    let controllers =
+        layout.controllers.iter().map(|place| process("controller", &place.name, &["--name", &place.name]));
+    let nodes = layout.nodes.iter().map(|place| process("node", &place.name, &["--node-id", &place.name]));
+    std::iter::once(process("simulator", SIMULATOR, &[])).chain(controllers).chain(nodes).collect()
 }
 
 /// A running cluster.

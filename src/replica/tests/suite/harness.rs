@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use replica::{
     MonotonicClock, PeerAddress, ProposeError, ReadError, Replica, ReplicaConfig, StartError, SystemClock,
-    Timing, TlsFiles, server_tls,
+    Timing, TlsFiles,
 };
 use state_machine::{BootId, Command, NodeId, Nqn, Response};
 use tempfile::TempDir;
+use tls::Callers;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// How long anything may take that is waited for; generous, since the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +63,11 @@ impl Authority {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join("ca.pem"), issuer.pem()).unwrap();
         Self { dir: dir.to_owned(), issuer }
+    }
+
+    /// Its own certificate.
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     /// A certificate for `<role>/<name>`; only replicas get the server's name.
@@ -204,7 +209,6 @@ impl Cluster {
     pub(crate) async fn try_start(&mut self, i: usize, config: ReplicaConfig) -> Result<(), StartError> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
-        let tls = server_tls(&config.tls).unwrap();
         let address = self.places[i].address.clone();
         let clock = self.clocks[i].clone();
         let started = runtime
@@ -212,8 +216,8 @@ impl Cluster {
                 let replica = Replica::start_with_clock(config, clock).await?;
                 let listener = tokio::net::TcpListener::bind(address).await.unwrap();
                 let serving = CancellationToken::new();
-                let server = Server::builder().tls_config(tls).unwrap().add_service(replica.peer_service());
-                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                let server = Server::builder().add_service(replica.peer_service());
+                let incoming = replica.tls().incoming(listener, Callers::Certified).unwrap();
                 let stop = serving.clone().cancelled_owned();
                 tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop));
                 Ok((replica, serving))

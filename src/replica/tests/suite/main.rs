@@ -6,8 +6,10 @@
 
 mod cluster;
 mod deadlines;
+mod hand_over;
 mod harness;
 mod lost_disks;
 mod membership;
+mod rotation;
 mod security;
 mod time;

@@ -1,22 +1,32 @@
 //! Who may speak to a replica, and for whom.
 
+use std::path::PathBuf;
+
 use bincode::Options;
 use proto::peer::v1::peer_client::PeerClient;
 use proto::peer::v1::propose_reply::Outcome;
 use proto::peer::v1::{AdoptRequest, IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage};
-use replica::{TlsFiles, client_tls};
+use replica::TlsFiles;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{Authority, Cluster, register};
 
-async fn client(
+fn client_tls(files: &TlsFiles) -> ClientTlsConfig {
+    let read = |path: &PathBuf| std::fs::read(path).unwrap();
+    let ca = Certificate::from_pem(read(&files.ca));
+    let identity = Identity::from_pem(read(&files.cert), read(&files.key));
+    ClientTlsConfig::new().domain_name("rds-csi").ca_certificate(ca).identity(identity)
+}
+
+/// A connection to place `i`, as whoever the files say; they are read now.
+pub(crate) async fn client(
     cluster: &Cluster,
     i: usize,
     tls: &TlsFiles,
 ) -> Result<PeerClient<Channel>, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("https://{}", cluster.places[i].address))?;
-    Ok(PeerClient::new(endpoint.tls_config(client_tls(tls).unwrap())?.connect().await?))
+    Ok(PeerClient::new(endpoint.tls_config(client_tls(tls))?.connect().await?))
 }
 
 async fn identify(cluster: &Cluster, tls: &TlsFiles) -> Code {
