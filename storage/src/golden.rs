@@ -250,6 +250,18 @@ fn commands_and_state_version_1() {
     );
 }
 
+#[test]
+fn commands_of_cluster_version_2() {
+    let entry = |command| Entry { at: LedgerTime(0x0506), command };
+    let epoch = entry(Command::RaiseEpoch { epoch: 7 });
+    assert_golden(&epoch, "0000000006050000000000001500000007000000");
+    let end = Command::Restore { backup: "b".to_owned(), piece: Box::default(), volumes: Some(0x0708) };
+    let empty_state = "00".repeat(96);
+    let expected =
+        format!("0000000006050000000000001400000001000000000000006201000000{empty_state}010807000000000000");
+    assert_golden(&entry(end), &expected);
+}
+
 fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

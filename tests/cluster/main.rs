@@ -21,6 +21,7 @@
 //! - `kubernetes`: what pods, VMs and migrations decide, and the events on claims; the API server is simulated
 //! - `orphans`: what is on the appliance and nobody's
 //! - `off`: nodes that Kubernetes says are off
+//! - `recover`: everything is lost, or another driver was there before
 //! - `topology`: an appliance that not every node reaches, and what a class says
 
 mod appliance;
@@ -38,6 +39,7 @@ mod off;
 mod orphans;
 mod program;
 mod quorum;
+mod recover;
 mod restarts;
 mod roles;
 mod rotation;

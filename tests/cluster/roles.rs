@@ -15,9 +15,9 @@ use proto::node::v1::{
 };
 use proto::operator::v1::operator_client::OperatorClient;
 use proto::operator::v1::{
-    AddReplicaRequest, DetachVolumeRequest, GetVolumeRequest, ListHotplugHoldsRequest, ListMigrationsRequest,
-    ListOrphansRequest, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest, ReplaceReplicaRequest,
-    StatusRequest,
+    AddReplicaRequest, BackupRequest, DetachVolumeRequest, GetVolumeRequest, ListHotplugHoldsRequest,
+    ListMigrationsRequest, ListOrphansRequest, ListReplicasRequest, ListVolumesRequest, RemoveReplicaRequest,
+    ReplaceReplicaRequest, RestorePart, StatusRequest, TakeInPart,
 };
 use proto::peer::v1::peer_client::PeerClient;
 use proto::peer::v1::snapshot_part::Part;
@@ -185,6 +185,9 @@ fn calls() -> Vec<Call> {
         ),
         call!(Operator, OperatorClient.remove_replica(RemoveReplicaRequest { replica_id: 0 })),
         call!(Operator, OperatorClient.replace_replica(ReplaceReplicaRequest { dead_replica_id: 0 })),
+        call!(Operator, OperatorClient.backup(BackupRequest {})),
+        call!(Operator, OperatorClient.restore(tokio_stream::iter([RestorePart::default()]))),
+        call!(Operator, OperatorClient.take_in(tokio_stream::iter([TakeInPart::default()]))),
     ]
 }
 

@@ -382,6 +382,14 @@ impl Backend for SimBackend {
         Ok(())
     }
 
+    async fn highest_term(&self) -> Result<u64, BackendError> {
+        // Nothing is below this number, so nothing is changed.
+        let Answer::Stale(stored) = self.ask(Script::BeginTerm(FenceNumber::from_raw(0))).await? else {
+            return Err(unavailable("another answer than a term has"));
+        };
+        Ok(FenceNumber::from_raw(stored).term())
+    }
+
     async fn look(&self, volume: &VolumeId, _: &AppliancePath) -> Result<Presence, BackendError> {
         match self.ask(Script::Look(volume.clone())).await? {
             Answer::Seen(presence) => Ok(presence),

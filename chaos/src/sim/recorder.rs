@@ -246,7 +246,10 @@ fn short(command: &Command) -> String {
         | Command::PermitConnect { .. }
         | Command::ReportDisconnected { .. }
         | Command::Reap { .. }
-        | Command::NodeIsOff { .. } => text,
+        | Command::NodeIsOff { .. }
+        | Command::Restore { .. }
+        | Command::RaiseEpoch { .. }
+        | Command::AdoptVolume { .. } => text,
     }
 }
 

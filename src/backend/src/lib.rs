@@ -155,6 +155,9 @@ pub trait Backend: Send + Sync + 'static {
     /// later one has begun; until it succeeds this instance changes nothing.
     async fn begin_term(&self, term: u64) -> Result<(), BackendError>;
 
+    /// The highest term that any leader, of whatever cluster, has begun on the appliance; 0 if none has. Changes nothing.
+    async fn highest_term(&self) -> Result<u64, BackendError>;
+
     /// What the appliance has of `volume`, whose file would be in `directory`. [`BackendError::Conflict`] if the slot
     /// is taken by something that is no file-backed disk.
     async fn look(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<Presence, BackendError>;

@@ -126,6 +126,10 @@ impl Backend for Memory {
         Ok(())
     }
 
+    async fn highest_term(&self) -> Result<u64, BackendError> {
+        Ok(self.appliance.reach()?.fence.term())
+    }
+
     async fn look(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<Presence, BackendError> {
         let contents = self.appliance.reach()?;
         Ok(match contents.disks.get(volume) {

@@ -147,7 +147,8 @@ impl Chronicle {
             | Fact::Revoked { .. }
             | Fact::Detached { .. }
             | Fact::MigrationStarted { .. }
-            | Fact::MigrationOverdue { .. } => {}
+            | Fact::MigrationOverdue { .. }
+            | Fact::TakenIn { .. } => {}
         }
     }
 
@@ -210,9 +211,11 @@ fn event_of(fact: &Fact) -> Option<(EventReason, String)> {
             };
             (reason, format!("migration {id}: {how}, by {decided_by}: {evidence}"))
         }
-        Fact::Created { .. } | Fact::Expanded { .. } | Fact::Revoked { .. } | Fact::ReapDecided { .. } => {
-            return None;
-        }
+        Fact::Created { .. }
+        | Fact::Expanded { .. }
+        | Fact::Revoked { .. }
+        | Fact::ReapDecided { .. }
+        | Fact::TakenIn { .. } => return None,
     })
 }
 

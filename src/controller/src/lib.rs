@@ -21,6 +21,7 @@ mod operator;
 mod orphans;
 #[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]
 mod reaper;
+mod recovery;
 mod run;
 mod service;
 #[allow(missing_docs, reason = "reachable for the simulator of the chaos suite only")]

@@ -110,7 +110,9 @@ impl NodeGateway for Gateway {
             Command::PermitConnect { volume: volume.clone(), node: node.clone(), generation, moment };
         let (stands, reason) = match self.propose(&request, command).await? {
             Ok(()) => (true, String::new()),
-            Err(refusal @ (Refusal::PastMoment { .. } | Refusal::NodeNotFound { .. })) => {
+            Err(
+                refusal @ (Refusal::PastMoment { .. } | Refusal::NodeNotFound { .. } | Refusal::Restoring),
+            ) => {
                 return Err(status::of_refusal(&refusal));
             }
             Err(refusal) => (false, refusal.to_string()),

@@ -1,7 +1,7 @@
 //! What people ask through `rds-csi ctl`; any replica answers. The server in front lets operators in only.
 
 mod holds;
-mod messages;
+pub(crate) mod messages;
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,10 @@ use replica::{MemberStatus, MembershipError, PeerAddress, Replica, ReplicaStatus
 use state_machine::{
     Command, Generation, IdError, LedgerTime, NodeId, OffProof, Response as LedgerResponse, State, VolumeId,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::orphans::Orphans;
+use crate::recovery::{BackupStream, Recovery};
 use messages::{all_migrations, history, volume_message};
 
 /// The longest that an operator's request takes when the caller sets no limit.
@@ -28,6 +29,7 @@ pub(crate) struct OperatorService {
     pub(crate) orphans: Orphans,
     /// `None`: it is not served here.
     pub(crate) webhook: Option<Webhook>,
+    pub(crate) recovery: Recovery,
 }
 
 impl OperatorService {
@@ -45,6 +47,39 @@ impl OperatorService {
 
 #[tonic::async_trait]
 impl Operator for OperatorService {
+    type BackupStream = BackupStream;
+
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<BackupStream>, Status> {
+        let state = self.read(&request, State::clone).await?;
+        self.recovery.backup(state).map(Response::new)
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<v1::RestorePart>>,
+    ) -> Result<Response<v1::RestoreReply>, Status> {
+        let who = replica::caller(&request)?;
+        let deadline = deadline(&request);
+        let reply = self.recovery.restore(request.into_inner(), deadline).await?;
+        if reply.applied {
+            tracing::warn!(by = %who, backup = reply.sha256, volumes = reply.volumes.len(), "a backup was restored");
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn take_in(
+        &self,
+        request: Request<Streaming<v1::TakeInPart>>,
+    ) -> Result<Response<v1::TakeInReply>, Status> {
+        let who = replica::caller(&request)?;
+        let deadline = deadline(&request);
+        let reply = self.recovery.take_in(request.into_inner(), &who.to_string(), deadline).await?;
+        if reply.applied {
+            tracing::warn!(by = %who, rows = reply.rows.len(), "volumes were taken in from the appliance");
+        }
+        Ok(Response::new(reply))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let replica = self.replica.status();
         let hashed = self.replica.state_hash().await;

@@ -32,6 +32,7 @@ use crate::node_gateway::Gateway;
 use crate::operator::OperatorService;
 use crate::orphans;
 use crate::reaper;
+use crate::recovery::Recovery;
 use crate::service::ControllerService;
 use crate::sessions::{AskLeader, LeaderService, NodeSessions};
 
@@ -143,7 +144,14 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         }
         None => None,
     };
-    let operator = OperatorService { replica: replica.clone(), orphans, webhook: webhook.clone() };
+    let leader = AskLeader { replica: replica.clone(), sessions: sessions.clone() };
+    let recovery = Recovery {
+        leader: leader.clone(),
+        backend: backend.clone(),
+        nqn_prefix: config.volumes.nqn_prefix.clone(),
+        defaults: class_defaults(&config),
+    };
+    let operator = OperatorService { replica: replica.clone(), orphans, webhook: webhook.clone(), recovery };
     let peers = serve_peers(&config, listener, operator, sessions.clone(), callers, stop.clone())?;
     tasks.spawn(peers);
     let (following, sessions_stop) = (sessions.clone(), stop.clone());
@@ -195,7 +203,6 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         chronicle.run(chronicle_stop).await;
         Ok(())
     });
-    let leader = AskLeader { replica: replica.clone(), sessions };
     let service = service(&config, leader, kubernetes, backend, topology.clone(), metrics);
     let server = CsiServer::at(&topology).controller(service);
     let csi_stop = stop.clone();
@@ -307,17 +314,21 @@ fn service(
         kubernetes,
         one_publish_per_vm: config.kubernetes.one_publish_per_vm,
         backend,
-        defaults: ClassDefaults {
-            volume_path: config.volumes.volume_path.clone(),
-            nvme_address: config.volumes.nvme_address.clone(),
-            nvme_port: config.volumes.nvme_port,
-        },
+        defaults: class_defaults(config),
         topology,
         nqn_prefix: config.volumes.nqn_prefix.clone(),
         appliance: config.appliance.address.clone(),
         require_detach_proof: config.require_detach_proof,
         call_timeout: config.call_timeout(),
         metrics,
+    }
+}
+
+fn class_defaults(config: &ControllerConfig) -> ClassDefaults {
+    ClassDefaults {
+        volume_path: config.volumes.volume_path.clone(),
+        nvme_address: config.volumes.nvme_address.clone(),
+        nvme_port: config.volumes.nvme_port,
     }
 }
 

@@ -75,7 +75,8 @@ pub struct VolumeContext {
 }
 
 impl VolumeContext {
-    pub(crate) fn parse(
+    /// Parses it; errors name entries of `field`.
+    pub fn parse(
         field: &str,
         map: &BTreeMap<String, String>,
         volume: &VolumeId,

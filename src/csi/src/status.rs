@@ -18,6 +18,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         | Refusal::OtherBoot { .. }
         | Refusal::PastMoment { .. }
         | Refusal::StaleOperation { .. } => Code::Aborted,
+        Refusal::Restoring => Code::Unavailable,
         Refusal::VolumeDiffers { .. } | Refusal::OtherMode { .. } => Code::AlreadyExists,
         Refusal::LimitExceeded { .. } => Code::OutOfRange,
         Refusal::FilesystemOnManyNodes { .. } => Code::InvalidArgument,
@@ -32,6 +33,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         | Refusal::TwoNodesAlready { .. }
         | Refusal::AttachmentGone { .. }
         | Refusal::NothingToReap { .. }
+        | Refusal::Unsound { .. }
         | Refusal::VersionTooLow { .. } => Code::FailedPrecondition,
     };
     Status::new(code, refusal.to_string())
@@ -46,6 +48,7 @@ pub fn of_problem(problem: &Problem) -> Status {
         ProblemKind::Conflict => Code::FailedPrecondition,
         ProblemKind::Rejected => Code::Internal,
         ProblemKind::Superseded => Code::Aborted,
+        ProblemKind::Restoring => Code::Unavailable,
     };
     Status::new(code, problem.message.clone())
 }
@@ -175,6 +178,8 @@ mod tests {
             (Refusal::NothingToReap { volume: volume(), reason: text() }, Code::FailedPrecondition),
             (Refusal::StaleOperation { volume: volume(), generation }, Code::Aborted),
             (Refusal::VersionTooLow { needed: 2, current: 1 }, Code::FailedPrecondition),
+            (Refusal::Restoring, Code::Unavailable),
+            (Refusal::Unsound { reason: String::new() }, Code::FailedPrecondition),
         ];
         for (refusal, code) in rows {
             let status = of_refusal(&refusal);
@@ -191,6 +196,7 @@ mod tests {
             (ProblemKind::Conflict, Code::FailedPrecondition),
             (ProblemKind::Rejected, Code::Internal),
             (ProblemKind::Superseded, Code::Aborted),
+            (ProblemKind::Restoring, Code::Unavailable),
         ];
         for (kind, code) in rows {
             let problem = Problem { kind, message: "the pool is full".to_owned() };

@@ -30,6 +30,7 @@ pub use index::{
 };
 pub use kube::Client;
 pub use objects::RecordedError;
+pub use quantity::bytes as quantity_bytes;
 pub use secrets::{Secrets, StoredSecret, WriteError, trust_webhooks};
 pub use tokens::{
     MAX_CACHED_TOKENS, MAX_REVIEWS_AT_ONCE, MAX_TOKEN_BYTES, PodIdentity, TOKEN_CACHED, TokenAnswer,

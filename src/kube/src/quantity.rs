@@ -19,7 +19,7 @@ const SUFFIXES: &[(&str, f64)] = &[
 ];
 
 /// The bytes of `text`, rounded up; `None` if it is no quantity of memory.
-pub(crate) fn bytes(text: &str) -> Option<u64> {
+pub fn bytes(text: &str) -> Option<u64> {
     let bytes = match text.split_once(['e', 'E']) {
         Some((digits, exponent)) if !exponent.is_empty() && exponent != "i" => {
             number(digits)? * 10f64.powi(exponent.parse().ok()?)

@@ -351,6 +351,7 @@ mod tests {
             configured: ["a", "b", "c"].map(place).into(),
             membership: None,
             leads: false,
+            newest_cluster_version: 1,
         }
     }
 

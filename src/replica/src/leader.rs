@@ -94,6 +94,7 @@ pub(crate) async fn keep_time(inner: Arc<Inner>) {
             _ = ticks.tick() => {}
             () = inner.stopping.cancelled() => return,
         }
+        inner.catch_up_with_ledger();
         let office = *inner.office.borrow();
         let Some(office) = office.filter(|_| inner.machine.read(State::is_timed)) else { continue };
         // Without a quorum a tick would wait for as long as that lasts; the next one is as good.
@@ -115,6 +116,19 @@ impl Inner {
         tracing::info!(replica = self.id, term, "leading");
         self.office.send_replace(Some(Office { term, clock }));
         self.leadership.send_replace(Some(Leadership { term }));
+    }
+
+    /// A restore sets the ledger's clock ahead of the leader's, which goes on from there.
+    fn catch_up_with_ledger(&self) {
+        let applied = self.machine.read(State::clock);
+        self.office.send_if_modified(|office| {
+            let behind = office.as_mut().filter(|office| office.ledger_time(&*self.clock) < applied);
+            let is_behind = behind.is_some();
+            if let Some(office) = behind {
+                office.clock = LedgerClock::take(applied, &*self.clock);
+            }
+            is_behind
+        });
     }
 
     fn leave_office(&self) {

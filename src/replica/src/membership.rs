@@ -8,15 +8,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::{ChangeMembers, Precondition, ServerState};
 use proto::peer::v1::change_membership_request::Change as WireChange;
 use proto::peer::v1::{AdoptRequest, ChangeMembershipRequest, ReplicaAddress, change_membership_reply};
+use state_machine::{CLUSTER_VERSION, Command, State};
 use storage::{LogId, Membership, ReplicaNode, TypeConfig, check_membership_size};
 
 use crate::config::PeerAddress;
 use crate::forward::{Attempt, Envelope, Question, failed, garbled};
+use crate::leader::Office;
 use crate::peers::Client;
 use crate::replica::{Inner, Metrics};
 use crate::status::{MemberStatus, members};
@@ -25,6 +27,8 @@ use crate::status::{MemberStatus, members};
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// A learner has caught up when it is at most this many entries behind.
 const PROMOTION_LAG_ENTRIES: u64 = 64;
+/// How often it looks whether every member's program knows a newer cluster version, while there is one.
+const VERSIONS_INTERVAL: Duration = Duration::from_millis(2_000);
 /// How long the leader waits for one change that it makes on its own.
 const CHANGE_TIMEOUT: Duration = Duration::from_millis(10_000);
 /// How long an empty replica may take to note its cluster.
@@ -152,6 +156,7 @@ pub(crate) fn check_size(nodes: BTreeMap<u64, ReplicaNode>) -> Result<(), String
 pub(crate) async fn keep_members(inner: Arc<Inner>) {
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looked_at_versions: Option<Instant> = None;
     loop {
         tokio::select! {
             _ = looks.tick() => {}
@@ -160,7 +165,13 @@ pub(crate) async fn keep_members(inner: Arc<Inner>) {
         let Some(office) = *inner.office.borrow() else { continue };
         let Ok(_changing) = inner.membership_changes.try_lock() else { continue };
         let view = View::new(&inner, &inner.metrics());
-        let Some((changes, line)) = view.unasked() else { continue };
+        let Some((changes, line)) = view.unasked() else {
+            if looked_at_versions.is_none_or(|at| at.elapsed() >= VERSIONS_INTERVAL) {
+                looked_at_versions = Some(Instant::now());
+                inner.raise_cluster_version(&office, &view).await;
+            }
+            continue;
+        };
         tracing::info!(replica = inner.id, term = office.term, "{line}");
         let done = tokio::time::timeout(CHANGE_TIMEOUT, inner.submit(office.term, &view, changes)).await;
         match done {
@@ -173,6 +184,35 @@ pub(crate) async fn keep_members(inner: Arc<Inner>) {
 }
 
 impl Inner {
+    /// Lets commands be proposed that every member's program knows; learners count too, they read the same log.
+    async fn raise_cluster_version(&self, office: &Office, view: &View) {
+        let present = self.machine.read(State::cluster_version);
+        if present >= CLUSTER_VERSION || !view.settled || view.joint {
+            return;
+        }
+        let mut common = CLUSTER_VERSION;
+        for member in view.members.iter().filter(|member| member.id != self.id) {
+            let place = PeerAddress { name: member.name.clone(), address: member.address.clone() };
+            match self.identify(&place).await {
+                Ok(report) if report.replica_id == member.id => {
+                    common = common.min(report.newest_cluster_version);
+                }
+                // Who does not answer may run an older program.
+                Ok(_) | Err(_) => return,
+            }
+        }
+        if common <= present {
+            return;
+        }
+        let raise = self.write(office, Command::SetClusterVersion { version: common });
+        match tokio::time::timeout(CHANGE_TIMEOUT, raise).await {
+            Ok(Attempt::Answered(_)) => {
+                tracing::info!(version = common, "every replica knows this cluster version")
+            }
+            Ok(Attempt::Retry(_) | Attempt::Stopped) | Err(_) => {}
+        }
+    }
+
     /// Changes the membership if it is still as in `view`.
     async fn submit(&self, term: u64, view: &View, changes: Changes) -> Attempt<()> {
         let conditions = [

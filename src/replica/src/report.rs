@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use proto::peer::v1::{IdentifyReply, IdentifyRequest, Member, Membership, ReplicaAddress};
+use state_machine::CLUSTER_VERSION;
 use storage::StoredMembership;
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) membership: Option<Known>,
     /// It leads, and a quorum answers it.
     pub(crate) leads: bool,
+    /// The newest cluster version that its program knows.
+    pub(crate) newest_cluster_version: u32,
 }
 
 /// A committed membership.
@@ -63,6 +66,7 @@ impl Inner {
             configured: self.config.peers.iter().cloned().collect(),
             membership: known(&seen.committed_membership_config),
             leads: status::leads_a_quorum(&seen, &self.config.timing),
+            newest_cluster_version: CLUSTER_VERSION,
         })
     }
 
@@ -118,6 +122,7 @@ impl Report {
                 members: known.members.into_iter().map(member).collect(),
             }),
             leads: self.leads,
+            newest_cluster_version: self.newest_cluster_version,
         }
     }
 
@@ -139,6 +144,8 @@ impl Report {
                 members: known.members.into_iter().map(member).collect(),
             }),
             leads: message.leads,
+            // A program from before the field knows the first one.
+            newest_cluster_version: message.newest_cluster_version.max(1),
         })
     }
 }

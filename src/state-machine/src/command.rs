@@ -6,10 +6,11 @@ use crate::access::AttachmentMode;
 use crate::ids::{BootId, ByteSize, NodeId, Nqn, VolumeId, VolumeName};
 use crate::migration::{MigrationId, ReapDecision};
 use crate::observed::{Observed, OffProof};
-use crate::volume::{Generation, LedgerTime, NodeMoment, Problem, VolumeParameters};
+use crate::state::State;
+use crate::volume::{Generation, LedgerTime, NodeMoment, Problem, Volume, VolumeParameters};
 
 /// The newest cluster version that this program knows. A fresh ledger begins with version 1.
-pub const CLUSTER_VERSION: u32 = 1;
+pub const CLUSTER_VERSION: u32 = 2;
 
 /// A log entry: a command and the ledger time at which the leader stamped it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +199,27 @@ pub enum Command {
         /// How that is known.
         proof: OffProof,
     },
+    /// A piece of another ledger, into an empty one; no piece counts before the end.
+    Restore {
+        /// The backup's name: pieces of two are never mixed.
+        backup: String,
+        /// The piece, see [`State::pieces`].
+        piece: Box<State>,
+        /// The end: there have to be so many volumes, and they count from now on.
+        volumes: Option<u64>,
+    },
+    /// Generations are of this epoch from now on, unless they are of a later one.
+    RaiseEpoch {
+        /// The epoch.
+        epoch: u32,
+    },
+    /// Takes in a volume that is on the appliance, with those who have it. Generations that are 0 are given out anew.
+    AdoptVolume {
+        /// The volume.
+        volume: Box<Volume>,
+        /// How it is known, for the record.
+        from: String,
+    },
 }
 
 impl Command {
@@ -224,6 +246,7 @@ impl Command {
             | Self::ReportDisconnected { .. }
             | Self::Reap { .. }
             | Self::NodeIsOff { .. } => 1,
+            Self::Restore { .. } | Self::RaiseEpoch { .. } | Self::AdoptVolume { .. } => 2,
         }
     }
 }

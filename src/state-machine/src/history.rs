@@ -104,6 +104,11 @@ pub enum Fact {
         /// When it had begun.
         started_at: LedgerTime,
     },
+    /// The ledger took the volume in as it was.
+    TakenIn {
+        /// From where.
+        from: String,
+    },
 }
 
 impl State {

@@ -17,7 +17,7 @@ impl State {
             .volumes
             .values()
             .filter_map(|volume| volume.migration.as_ref().map(|migration| (migration, &volume.id)))
-            .filter(|(migration, _)| migration.phase == MigrationPhase::Active)
+            .filter(|(migration, _)| migration.phase == MigrationPhase::Active && !self.is_restoring())
             .map(|(migration, id)| (migration.deadline, id.clone()))
             .collect();
         if timed != self.deadlines {
@@ -34,7 +34,7 @@ impl State {
         found
     }
 
-    fn violations_of(&self, volume: &Volume) -> Vec<String> {
+    pub(crate) fn violations_of(&self, volume: &Volume) -> Vec<String> {
         let mut found = Vec::new();
         let mut require = |holds: bool, what: &str| {
             if !holds {

@@ -44,6 +44,9 @@ pub enum StepKind {
 
 /// All steps that the state asks for, in the order of volume ids; at most one a volume or attachment.
 pub fn plan(state: &State) -> Vec<Step> {
+    if state.is_restoring() {
+        return Vec::new();
+    }
     state.volumes().values().flat_map(steps_of).collect()
 }
 

@@ -250,6 +250,15 @@ pub enum Refusal {
         /// The operation's generation.
         generation: Generation,
     },
+    /// Everything waits for the end of a restore.
+    #[error("a backup is being restored; `rds-csi ctl restore` with the same file finishes it")]
+    Restoring,
+    /// What should be taken in does not fit.
+    #[error("it cannot be taken in: {reason}")]
+    Unsound {
+        /// Why.
+        reason: String,
+    },
     /// Not every replica knows the command.
     #[error(
         "the command needs cluster version {needed}, the cluster is at {current}; upgrade every replica first"

@@ -93,6 +93,32 @@ impl State {
         self.cluster_version
     }
 
+    /// The upper half of the last generation: raised above what another ledger may have given out.
+    pub fn epoch(&self) -> u64 {
+        self.last_generation.0 >> u32::BITS
+    }
+
+    /// Whether a backup is being restored: all volumes are parts of it, and none counts yet.
+    pub fn is_restoring(&self) -> bool {
+        let problem = self.volumes.values().next().and_then(|first| first.problem.as_ref());
+        problem.is_some_and(|problem| problem.kind == ProblemKind::Restoring)
+    }
+
+    /// The nodes and volumes in pieces that may be restored one after the other. A volume's oldest records are left out
+    /// of a piece that does not fit.
+    pub fn pieces(&self, fits: impl Fn(&Self) -> bool) -> Vec<Self> {
+        let Self { clock, last_generation, last_migration, last_record, .. } = *self;
+        let bare = Self { clock, last_generation, last_migration, last_record, ..Self::default() };
+        let node =
+            |(id, n): (&NodeId, &Node)| Self { nodes: [(id.clone(), n.clone())].into(), ..bare.clone() };
+        let volume = |(id, volume): (&VolumeId, &Volume)| {
+            let mut piece = Self { volumes: [(id.clone(), volume.clone())].into(), ..bare.clone() };
+            while !fits(&piece) && piece.volumes.values_mut().any(|v| v.history.pop_front().is_some()) {}
+            piece
+        };
+        self.nodes.iter().map(node).chain(self.volumes.iter().map(volume)).collect()
+    }
+
     /// The ledger's clock.
     pub fn clock(&self) -> LedgerTime {
         self.clock

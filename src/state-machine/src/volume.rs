@@ -60,6 +60,8 @@ pub enum ProblemKind {
     Rejected,
     /// A later request overtook the operation.
     Superseded,
+    /// The volume is being restored from a backup: nothing of it counts yet.
+    Restoring,
 }
 
 /// Trouble, for the caller and for the person on call.

@@ -236,6 +236,13 @@ impl Backend for RouterOs {
         Ok(())
     }
 
+    async fn highest_term(&self) -> Result<u64, BackendError> {
+        let script = script::show_fence(&self.settings.fence);
+        let asked = self.session.ask(&script, self.settings.read_timeout).await;
+        let answer = asked.map_err(|error| BackendError::unavailable(error.to_string()))?;
+        Ok(answer.of_begin()?.term())
+    }
+
     async fn look(&self, volume: &VolumeId, directory: &AppliancePath) -> Result<Presence, BackendError> {
         if let Some(disk) = self.look_at_slot(volume).await? {
             return Ok(Presence::Disk(disk));

@@ -109,6 +109,15 @@ pub(super) fn begin_term(fence: &FenceName, first: FenceNumber) -> String {
     )
 }
 
+/// Prints what the fence is, and 0 if there is none.
+pub(super) fn show_fence(fence: &FenceName) -> String {
+    let found = format!("[:len [/system script find where name=\"{fence}\"]]");
+    format!(
+        "{{ :if ({found} = 0) do={{ :put \"{FENCE}0\" }}; :if ({found} > 0) do={{ \
+         :local g [/system script get [find where name=\"{fence}\"] source]; :put \"{FENCE}$g\" }} }}"
+    )
+}
+
 /// Adds the disk if slot and file are free, and exports it if it is not exported yet.
 pub(super) fn create(fence: &FenceName, number: FenceNumber, spec: &DiskSpec) -> String {
     let DiskSpec { volume, directory, size, .. } = spec;

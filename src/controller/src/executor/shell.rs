@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use backend::{Backend, BackendError};
 use replica::Replica;
-use state_machine::{Step, plan};
+use state_machine::{State, Step, plan};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,7 @@ impl Shell {
         let mut leadership = self.replica.watch_leadership();
         let mut applied = self.replica.watch_applied();
         let (mut executor, begun) = (Executor::default(), Instant::now());
+        let mut epoch = self.replica.read_local(State::epoch);
         leadership.mark_changed();
         loop {
             let now_ms = millis(begun);
@@ -58,7 +59,15 @@ impl Shell {
                 changed = applied.changed() => {
                     if changed.is_err() { return }
                     if !executor.is_leading() { continue }
-                    self.planned(begun)
+                    let before = std::mem::replace(&mut epoch, self.replica.read_local(State::epoch));
+                    match *leadership.borrow() {
+                        // The term goes to the appliance anew, as one of the new epoch.
+                        Some(leadership) if epoch != before => {
+                            self.hand = self.hand.for_another_term();
+                            Event::Leading { term: leadership.term }
+                        }
+                        Some(_) | None => self.planned(begun),
+                    }
                 }
                 () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => self.planned(begun),
             };
@@ -88,7 +97,9 @@ impl Shell {
     async fn perform(self, effect: Effect, begun: Instant, sender: mpsc::Sender<Event>) {
         let event = match effect {
             Effect::BeginTerm { term } => {
-                let result = self.hand.begin_term(term).await;
+                // A cluster that took over from a lost one begins above the numbers that the lost one left there.
+                let epoch = self.replica.read_local(State::epoch);
+                let result = self.hand.begin_term(epoch.saturating_add(term)).await;
                 self.metrics.appliance_reached(!matches!(result, Err(BackendError::Unavailable { .. })));
                 match &result {
                     Ok(()) => tracing::info!(term, "leading; the appliance knows the term"),

@@ -7,7 +7,7 @@ use state_machine::{
 };
 
 /// A volume without its history, as of the last entry.
-pub(super) fn volume_message(state: &State, volume: &Volume) -> v1::Volume {
+pub(crate) fn volume_message(state: &State, volume: &Volume) -> v1::Volume {
     v1::Volume {
         id: volume.id.to_string(),
         name: volume.name.to_string(),
@@ -130,5 +130,6 @@ fn words(fact: &Fact) -> (&'static str, Option<&NodeId>, Option<MigrationId>, St
             let detail = format!("{}, says {decided_by}: {evidence}", outcome.name());
             ("MigrationEnded", None, Some(*id), detail)
         }
+        Fact::TakenIn { from } => ("TakenIn", None, None, from.clone()),
     }
 }

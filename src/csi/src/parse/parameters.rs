@@ -130,7 +130,10 @@ impl ClassParameters {
             keys::CTRL_LOSS_TMO => self.ctrl_loss_tmo_seconds = Some(loss()?),
             keys::FAST_IO_FAIL_TMO => self.fast_io_fail_tmo_seconds = Some(loss()?),
             keys::RECONNECT_DELAY => self.reconnect_delay_seconds = Some(timer(1)?),
-            keys::KEEP_ALIVE_TMO => self.keep_alive_tmo_seconds = Some(timer(1)?),
+            // The Go driver writes 0 where its class does not say.
+            keys::KEEP_ALIVE_TMO => {
+                self.keep_alive_tmo_seconds = Some(timer(0)?).filter(|seconds| *seconds > 0)
+            }
             keys::NR_IO_QUEUES => self.nr_io_queues = Some(number(&field, value, 1, MAX_IO_QUEUES)?),
             keys::MIGRATION_TIMEOUT => {
                 let (least, most) = (MIN_MIGRATION_TIMEOUT_SECONDS, MAX_MIGRATION_TIMEOUT_SECONDS);
@@ -151,7 +154,7 @@ impl ClassParameters {
     }
 
     /// A new volume's parameters: what was given, else what is configured, else the driver's own.
-    pub(super) fn or_defaults(self, defaults: &ClassDefaults) -> VolumeParameters {
+    pub fn or_defaults(self, defaults: &ClassDefaults) -> VolumeParameters {
         let ClassDefaults { volume_path, nvme_address, nvme_port } = defaults.clone();
         let own = VolumeParameters::with_defaults(volume_path, nvme_address, nvme_port);
         VolumeParameters {

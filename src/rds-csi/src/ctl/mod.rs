@@ -8,6 +8,7 @@ mod call;
 mod detach;
 mod hotplug;
 mod orphans;
+mod recover;
 mod render;
 
 use std::path::PathBuf;
@@ -34,7 +35,9 @@ use crate::failure::Failure;
   rds-csi ctl --endpoint 10.0.0.1:9810,10.0.0.2:9810 --ca ca.pem --cert me.pem --key me.key migrations
   rds-csi ctl --config DIR/ctl.toml volume pvc-... --history
   rds-csi ctl --config DIR/ctl.toml detach pvc-... NODE --node-is-off
-  rds-csi ctl --config DIR/ctl.toml replicas replace 4711")]
+  rds-csi ctl --config DIR/ctl.toml replicas replace 4711
+  rds-csi ctl --config DIR/ctl.toml backup ledger.backup
+  kubectl get pv,volumeattachments -o json | rds-csi ctl --config DIR/ctl.toml adopt --from-json -")]
 pub struct CtlArguments {
     /// A TOML file with `endpoints`, `ca`, `cert` and `key`; `rds-csi dev` writes one
     #[arg(long, value_name = "FILE", conflicts_with_all = ["endpoint", "ca", "cert", "key"])]
@@ -88,6 +91,15 @@ enum Question {
     },
     /// Takes a volume from a node that is off; its proof is your word, and is recorded with your name
     Detach(detach::Detach),
+    /// Writes a copy of the ledger into a file
+    Backup(recover::Backup),
+    /// Takes a backup into a new cluster, whose ledger is empty
+    Restore(recover::Restore),
+    /// Takes in volumes that the Go driver made. Shows what it would do; --apply does it
+    Adopt(recover::TakeIn),
+    /// Makes the ledger anew where it was lost on all replicas and there is no backup: from the appliance, from Kubernetes
+    /// and from what the nodes report. Shows what it would do; --apply does it
+    Rebuild(recover::TakeIn),
     /// Running migrations, then the last that ended: who decided, and on what evidence
     Migrations,
     /// What is on the appliance and nobody's, and what becomes of it
@@ -199,6 +211,16 @@ async fn answer(
             let ask =
                 async |client: &mut call::Client| client.list_hotplug_holds(ListHotplugHoldsRequest {}).await;
             print_as(output, &call::ask(access, deadline, ask).await?, hotplug::holds)
+        }
+        Question::Backup(order) => order.carry_out(access, deadline).await,
+        Question::Restore(order) => {
+            print_as(output, &order.carry_out(access, deadline).await?, recover::restored)
+        }
+        Question::Adopt(order) => {
+            print_as(output, &order.carry_out(access, deadline, false).await?, recover::taken_in)
+        }
+        Question::Rebuild(order) => {
+            print_as(output, &order.carry_out(access, deadline, true).await?, recover::taken_in)
         }
         Question::Replicas { order } => {
             carry_out(access, deadline, order.unwrap_or(ReplicaOrder::List), output).await

@@ -4,6 +4,7 @@ mod migration;
 mod node;
 mod off;
 mod publish;
+mod recover;
 mod unpublish;
 mod volume;
 
@@ -19,6 +20,11 @@ impl State {
         let needed = entry.command.since_version();
         if needed > self.cluster_version {
             return Response::Refused(Refusal::VersionTooLow { needed, current: self.cluster_version });
+        }
+        let waits =
+            !matches!(entry.command, Command::Tick | Command::Restore { .. } | Command::RegisterNode { .. });
+        if waits && self.is_restoring() {
+            return Response::Refused(Refusal::Restoring);
         }
         self.dispatch(entry.command).unwrap_or_else(Response::Refused)
     }
@@ -70,6 +76,9 @@ impl State {
             Command::NodeIsOff { node, volume, up_to, words, proof } => {
                 self.node_is_off(&node, volume.as_ref(), up_to, words, proof)
             }
+            Command::Restore { backup, piece, volumes } => self.restore(backup, *piece, volumes),
+            Command::RaiseEpoch { epoch } => Ok(self.raise_epoch(epoch)),
+            Command::AdoptVolume { volume, from } => self.adopt_volume(*volume, from),
         }
     }
 

@@ -22,7 +22,9 @@ impl State {
             return Ok(Response::Done);
         };
         let rebooted = node.boot != boot;
-        if rebooted && replaces.as_ref() != Some(&node.boot) {
+        // A restored node's boot is as old as the backup: that another one follows it proves nothing.
+        let was_heard = node.words > 0;
+        if rebooted && was_heard && replaces.as_ref() != Some(&node.boot) {
             return Err(Refusal::OtherBoot { node: id, present: node.boot.clone() });
         }
         if node.host_nqn != host_nqn && may_be_connected {
@@ -31,7 +33,7 @@ impl State {
         }
         *node = Node { boot, host_nqn, max_volumes, words: node.words + 1 };
         if rebooted {
-            self.connections_died(&id);
+            self.boot_is_over(&id, was_heard);
         }
         Ok(Response::Done)
     }
@@ -41,13 +43,15 @@ impl State {
         attachments.any(|attachment| attachment.connection == Connection::Permitted)
     }
 
-    /// A node rebooted: none of its connections is there any more.
-    fn connections_died(&mut self, node: &NodeId) {
+    /// A node is in another boot. If it was heard in the one before, none of its connections is there any more.
+    fn boot_is_over(&mut self, node: &NodeId, was_heard: bool) {
         let mut affected = Vec::new();
         for (id, volume) in &mut self.volumes {
             if let Some(attachment) = volume.attachments.get_mut(node) {
-                attachment.connection = Connection::Disconnected;
                 attachment.heard = None;
+                if was_heard {
+                    attachment.connection = Connection::Disconnected;
+                }
                 affected.push(id.clone());
             }
         }

@@ -79,11 +79,12 @@ impl State {
         Response::Attached { generation }
     }
 
-    fn start_migration(&mut self, on: &VolumeId, source: NodeId, target: NodeId, timeout_seconds: u32) {
+    pub(super) fn start_migration(&mut self, on: &VolumeId, source: NodeId, target: NodeId, seconds: u32) {
         let Some(volume) = self.volumes.get_mut(on) else { return };
         self.last_migration = MigrationId(self.last_migration.0 + 1);
         let (id, started_at) = (self.last_migration, self.clock);
-        let deadline = started_at.plus_seconds(timeout_seconds);
+        let deadline = started_at.plus_seconds(seconds);
+        let timeout_seconds = seconds;
         let started =
             Fact::MigrationStarted { id, source: source.clone(), target: target.clone(), timeout_seconds };
         let phase = MigrationPhase::Active;

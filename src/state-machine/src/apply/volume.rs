@@ -231,7 +231,7 @@ impl Volume {
     }
 
     /// `CreateVolume` for a name that is taken: the same volume, or a refusal.
-    fn create_again(
+    pub(super) fn create_again(
         &mut self,
         name: &VolumeName,
         required: ByteSize,
