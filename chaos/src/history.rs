@@ -22,6 +22,10 @@ pub struct History {
     pub connections: Vec<ConnectionChange>,
     /// What the ledger said of attachments and migrations, in the order of its entries; each fact once.
     pub ledger: Vec<Transition>,
+    /// Entries that were decided, at least one in each half second in which there were any; empty if nobody recorded
+    /// them.
+    #[serde(default)]
+    pub decided: Vec<Decided>,
     /// Hashes of the applied state.
     pub hashes: Vec<StateHash>,
     /// Votes that were granted.
@@ -239,6 +243,15 @@ pub enum LedgerFact {
         /// `success`, `failed` or `timeout`.
         outcome: String,
     },
+}
+
+/// An entry that was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// When first a replica had applied it.
+    pub at: Micros,
+    /// The term of the leader that proposed it.
+    pub term: u64,
 }
 
 /// The hash of a replica's state after it applied an entry.

@@ -10,6 +10,8 @@ use rand::Rng;
 const FRESH_SEEDS: u64 = 2;
 /// A flaw is seen within so many seeds.
 const SEEDS_TO_SEE: u64 = 5;
+/// The same, where the seed has to choose a disk to be lost first.
+const SEEDS_TO_SEE_A_WIPE: u64 = 30;
 
 fn broken(seed: u64) -> Vec<String> {
     let played = play(seed);
@@ -62,6 +64,15 @@ fn a_disk_that_forgets_is_seen() {
     let seen =
         |seed: u64| catch_unwind(|| !judge(&play_with(seed, Flaw::DiskForgets)).0.is_empty()).unwrap_or(true);
     assert!((1..=SEEDS_TO_SEE).any(seen), "{SEEDS_TO_SEE} seeds showed nothing");
+}
+
+#[test]
+fn a_wiped_replica_under_its_old_id_is_seen() {
+    // openraft may notice it first, and panics then: a log that it knows is gone.
+    let seen = |seed: u64| {
+        catch_unwind(|| !judge(&play_with(seed, Flaw::WipedKeepsId)).0.is_empty()).unwrap_or(true)
+    };
+    assert!((1..=SEEDS_TO_SEE_A_WIPE).any(seen), "{SEEDS_TO_SEE_A_WIPE} seeds showed nothing");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{
-    Answer, ApplianceChange, Connection, ConnectionChange, FaultRecord, FinalRead, History, Installed,
-    LedgerFact, Micros, Mutation, Operation, Request, StateHash, Transition, VolumeRead, VoteGranted,
+    Answer, ApplianceChange, Connection, ConnectionChange, Decided, FaultRecord, FinalRead, History,
+    Installed, LedgerFact, Micros, Mutation, Operation, Request, StateHash, Transition, VolumeRead,
+    VoteGranted,
 };
 
 /// The volume.
@@ -154,6 +155,20 @@ impl Run {
         let at = self.0.appliance.len() as u64 * MICROS_PER_MS;
         let (term, sequence) = (fence.map(|fence| fence.0), fence.map(|fence| fence.1));
         self.0.appliance.push(Mutation { at, term, sequence, volume: volume.to_owned(), change });
+        self
+    }
+
+    /// A mutation without a fence at this time.
+    pub(super) fn mutate_at(mut self, at: u64, volume: &str, change: ApplianceChange) -> Self {
+        self = self.mutate(None, volume, change);
+        if let Some(last) = self.0.appliance.last_mut() {
+            last.at = at * MICROS_PER_MS;
+        }
+        self
+    }
+
+    pub(super) fn decided(mut self, at: u64, term: u64) -> Self {
+        self.0.decided.push(Decided { at: at * MICROS_PER_MS, term });
         self
     }
 

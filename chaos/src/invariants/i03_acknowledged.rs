@@ -3,11 +3,13 @@
 //!
 //! Undone by a request that may have happened later: a delete, an unpublish. A node loses a volume without being
 //! asked only where the ledger reaped it, or where something was done to the node itself, as a fault that names it.
+//! And what was created is on the appliance (`kept`).
 
 use std::collections::BTreeMap;
 
 use crate::history::{Answer, History, LedgerFact, Micros, Operation, Request, Transition, VolumeRead};
 
+use super::kept::lost_on_appliance;
 use super::seen::{Effect, OBSERVER_LAG_MICROS, time};
 
 pub(super) fn check(history: &History) -> Vec<String> {
@@ -32,7 +34,9 @@ pub(super) fn check(history: &History) -> Vec<String> {
     let judged = |volume: &Volume<'_>| -> Vec<String> {
         volume.operations.iter().filter_map(|operation| volume.contradiction(history, operation)).collect()
     };
-    volumes.values().flat_map(judged).collect()
+    let mut found: Vec<_> = volumes.values().flat_map(judged).collect();
+    found.extend(lost_on_appliance(history));
+    found
 }
 
 /// A moment at which it was said how a volume is.

@@ -2,14 +2,15 @@
 //! no more than the time without a leader and a second for each change of leader.
 //!
 //! So the ledger's clock is compared with the observer's at every fact of the ledger while a migration is active, not
-//! only when one becomes overdue. A history does not say when there was a leader: every fault counts as time
-//! without one, from when it began until [`RECOVERY_MICROS`] after it was healed, and every term in which somebody
-//! voted as a change. The bound on the late side is generous by that; on the early side nothing is granted but the
-//! rate of the leaders' clocks and the error of the observer's.
+//! only when one becomes overdue. Where the history has the entries that were decided, there was a leader between two
+//! of one term that are no more than [`SILENCE_MICROS`] apart: ticks come each second. Where it has not, every fault
+//! counts as time without one, from when it began until [`RECOVERY_MICROS`] after it was healed. Every term in which
+//! somebody voted is a change. The bound on the late side is generous by that; on the early side nothing is granted
+//! but the rate of the leaders' clocks and the error of the observer's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Answer, History, LedgerFact, Micros, Transition};
+use crate::history::{Answer, FaultRecord, History, LedgerFact, Micros, Transition};
 
 use super::seen::{Effect, OBSERVER_LAG_MICROS, OBSERVER_LEAD_MICROS, time};
 
@@ -17,6 +18,8 @@ use super::seen::{Effect, OBSERVER_LAG_MICROS, OBSERVER_LEAD_MICROS, time};
 pub(super) const RATE_ERROR_PERCENT: Micros = 3;
 /// How long after a fault was healed there may be no leader yet, in microseconds.
 const RECOVERY_MICROS: Micros = 10_000_000;
+/// Who decides nothing for so long while a migration is timed does not lead, in microseconds: two ticks, and their way.
+const SILENCE_MICROS: Micros = 2_500_000;
 /// How much time each change of leader may cost the ledger's clock, in microseconds.
 const CHANGE_MICROS: Micros = 1_000_000;
 /// How late the ledger's clock may be beside that, in microseconds: the interval of ticks, and the way into the log.
@@ -162,10 +165,8 @@ struct Hours {
 
 impl Hours {
     fn of(history: &History) -> Self {
-        let faults = history.faults.iter().filter(|fault| fault.was_there());
-        let mut spans: Vec<_> = faults
-            .map(|fault| (fault.at, fault.healed.unwrap_or(fault.at).saturating_add(RECOVERY_MICROS)))
-            .collect();
+        let mut spans =
+            if history.decided.is_empty() { faulty_times(history) } else { silent_times(history) };
         spans.sort_unstable();
         let mut leaderless: Vec<(Micros, Micros)> = Vec::new();
         for (from, to) in spans {
@@ -187,6 +188,24 @@ impl Hours {
         let changes = self.terms.iter().filter(|at| (from..=to).contains(*at)).count() as Micros;
         spans.sum::<Micros>() + changes * CHANGE_MICROS
     }
+}
+
+/// From each fault until some time after it was healed.
+fn faulty_times(history: &History) -> Vec<(Micros, Micros)> {
+    let faults = history.faults.iter().filter(|fault| fault.was_there());
+    let span =
+        |fault: &FaultRecord| (fault.at, fault.healed.unwrap_or(fault.at).saturating_add(RECOVERY_MICROS));
+    faults.map(span).collect()
+}
+
+/// From each decided entry to the next, where that is of another term or comes late; and what is after the last.
+fn silent_times(history: &History) -> Vec<(Micros, Micros)> {
+    let between = history.decided.windows(2).filter_map(|pair| match pair {
+        [one, next] if one.term != next.term || next.at > one.at + SILENCE_MICROS => Some((one.at, next.at)),
+        _ => None,
+    });
+    let after = history.decided.last().map(|last| (last.at, Micros::MAX));
+    between.chain(after).collect()
 }
 
 #[cfg(test)]
@@ -248,6 +267,22 @@ mod tests {
         assert_one(check(&late(before)), "clock is late");
         let changes = (0..25).fold(migrating(), |run, n| run.vote(BEGAN_MS + n, 1, "r1", "one", n, 1));
         assert_none(check(&late(changes)));
+    }
+
+    #[test]
+    fn time_in_which_nothing_was_decided_is_no_lateness_and_a_fault_is_no_excuse() {
+        let overdue = BEGAN_MS + TIMEOUT_MS + 25_000;
+        let late = |silence: std::ops::Range<u64>, term_after: u64| {
+            let run = migrating().fault(BEGAN_MS, Some(overdue), "r1", Installed::Yes);
+            let times = (BEGAN_MS..=overdue).step_by(1_000).filter(|at| !silence.contains(at));
+            let run =
+                times.fold(run, |run, at| run.decided(at, if at < silence.end { 1 } else { term_after }));
+            check(&run.overdue(overdue, BEGAN_MS + TIMEOUT_MS, 1).history())
+        };
+        assert_one(late(0..0, 1), "clock is late");
+        assert_none(late(BEGAN_MS + 5_000..BEGAN_MS + 30_000, 1));
+        assert_none(late(BEGAN_MS + 5_000..BEGAN_MS + 30_000, 2));
+        assert_one(late(BEGAN_MS + 5_000..BEGAN_MS + 7_000, 1), "clock is late");
     }
 
     #[test]

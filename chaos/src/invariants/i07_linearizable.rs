@@ -103,7 +103,7 @@ fn call_of(operation: &Operation) -> Option<Call> {
     Some(Call { deed, started: operation.started, ended })
 }
 
-/// What the ledger did by itself: each detachment that nobody may have asked for, or that follows a reap.
+/// What the ledger did by itself: each detachment that nobody was told of, or that follows a reap.
 fn calls_within<'a>(history: &'a History, volume: &str) -> Vec<Told<'a>> {
     let mut calls = Vec::new();
     // Of each node, when it was attached, when something was last seen of that, and whether it was reaped.
@@ -122,7 +122,8 @@ fn calls_within<'a>(history: &'a History, volume: &str) -> Vec<Told<'a>> {
             }
             LedgerFact::Detached { node, .. } => {
                 let side = standing.remove(node.as_str()).unwrap_or_default();
-                if side.reaped || !is_asked_for(history, volume, node, side.attached, seen.at) {
+                // Where nobody was told, what was asked may have been done before, and this be the ledger's own.
+                if side.reaped || !is_acknowledged(history, volume, node, side.attached, seen.at) {
                     calls.push(side.detached(seen, node));
                 }
             }
@@ -153,10 +154,13 @@ impl Standing {
     }
 }
 
-fn is_asked_for(history: &History, volume: &str, node: &str, attached: Micros, detached: Micros) -> bool {
+/// Whether somebody was told that the node was unpublished, of what may have been between the two.
+fn is_acknowledged(history: &History, volume: &str, node: &str, attached: Micros, detached: Micros) -> bool {
     let mut operations = history.operations.iter();
     operations.any(|operation| {
-        operation.request.unpublishes(volume, node) && operation.may_fall_between(attached, detached)
+        operation.request.unpublishes(volume, node)
+            && operation.effect() == Effect::Done
+            && operation.may_fall_between(attached, detached)
     })
 }
 
@@ -214,6 +218,20 @@ mod tests {
         let again = run.clone().asked(60, 61, read(), on(SIZE, &[]));
         assert_one(broken(again), "no order");
         assert_none(broken(run.detach(55, "a", 2).asked(60, 61, read(), on(SIZE, &[]))));
+    }
+
+    #[test]
+    fn a_node_that_was_off_lost_it_by_itself_though_somebody_had_asked_in_vain_before() {
+        // The unpublish that nobody was told of was done at 25; the node went off at 5000.
+        let run = attached()
+            .asked_in_vain(20, unpublish("a"))
+            .detach(25, "a", 1)
+            .asked(30, 31, read(), on(SIZE, &[]))
+            .asked(40, 50, publish("a"), published(2))
+            .attach(45, "a", 2)
+            .detach(5_000, "a", 2);
+        assert_none(broken(run.clone().asked(5_100, 5_101, read(), on(SIZE, &[]))));
+        assert_one(broken(run.asked(7_000, 7_001, read(), on(SIZE, &["a"]))), "no order");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::history::{Answer, History, LedgerFact, Micros, Operation, Request};
+use crate::history::{Answer, History, LedgerFact, Micros, Operation, Request, Transition};
 
 use super::seen::{OBSERVER_LAG_MICROS, OBSERVER_LEAD_MICROS, time};
 
@@ -63,9 +63,8 @@ fn has_changed(history: &History, operations: &[&Operation], first: &Operation, 
     undone
         || history.ledger.iter().any(|seen| {
             let is_leaving = match &seen.fact {
-                LedgerFact::Revoking { node: of, .. }
-                | LedgerFact::Detached { node: of, .. }
-                | LedgerFact::Reaping { node: of, .. } => of == node,
+                LedgerFact::Revoking { node: of, .. } | LedgerFact::Reaping { node: of, .. } => of == node,
+                LedgerFact::Detached { node: of, .. } => of == node && !is_replaced(history, seen, node),
                 LedgerFact::Attached { .. }
                 | LedgerFact::MigrationStarted { .. }
                 | LedgerFact::MigrationOverdue { .. }
@@ -73,6 +72,14 @@ fn has_changed(history: &History, operations: &[&Operation], first: &Operation, 
             };
             is_leaving && seen.volume == *volume && (from..=until).contains(&seen.at)
         })
+}
+
+/// Whether the node has the volume anew at the very moment at which it lost it: it did not leave.
+fn is_replaced(history: &History, lost: &Transition, node: &str) -> bool {
+    history.ledger.iter().any(|seen| {
+        let is_then = (seen.at, seen.ledger_ms, &seen.volume) == (lost.at, lost.ledger_ms, &lost.volume);
+        is_then && matches!(&seen.fact, LedgerFact::Attached { node: to, .. } if to == node)
+    })
 }
 
 /// Whether `request` may change what `first` is answered, were it asked again.
@@ -116,8 +123,11 @@ mod tests {
         assert_none(check(&unpublished.asked(12, 13, publish("a"), published(2)).history()));
         let reaped = run.clone().reap(12, 1, "a").asked(13, 14, publish("a"), refused());
         assert_none(check(&reaped.history()));
-        let off = run.detach(500, "a", 1).asked(13, 14, publish("a"), published(2));
+        let off = run.clone().detach(500, "a", 1).asked(13, 14, publish("a"), published(2));
         assert_none(check(&off.history()));
+        // It is given another attachment in place of the one it has: that is no change in between, it is the answer.
+        let replaced = run.detach(12, "a", 1).attach(12, "a", 2).asked(12, 14, publish("a"), published(2));
+        assert_one(check(&replaced.history()), "Publish");
     }
 
     #[test]

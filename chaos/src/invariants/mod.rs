@@ -30,6 +30,7 @@ mod i08_same_state;
 mod i09_agreement;
 mod i10_repeated;
 mod i11_votes;
+mod kept;
 mod occupancy;
 mod search;
 mod seen;

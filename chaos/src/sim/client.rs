@@ -36,16 +36,18 @@ const READ_AFTER_PER_MILLE: u64 = 300;
 const REPEATED_PER_MILLE: u64 = 200;
 /// Unpublishes that are given up for a while to try another node, of a thousand of those that fail.
 const IMPATIENT_PER_MILLE: u64 = 400;
+/// Unpublishes that do not wait for the node, which cannot be asked, of a thousand tries: kubelet is given up.
+const FORCED_PER_MILLE: u64 = 150;
 /// How long a client waits until an overdue migration loses a side, in ms: the deadline, a lost session, some looks.
 const REAP_WAIT_MS: u64 = 100_000;
 const GIBIBYTE: u64 = 1 << 30;
 
 /// A client and what it is busy with.
 pub(crate) struct Client {
-    world: Arc<World>,
+    pub(super) world: Arc<World>,
     number: u32,
     volumes: u32,
-    rng: SimRng,
+    pub(super) rng: SimRng,
 }
 
 /// A volume of a client.
@@ -76,7 +78,7 @@ impl Client {
         Self { world, number, volumes: 0, rng: random(SimRng::fork) }
     }
 
-    fn is_chaos(&self) -> bool {
+    pub(super) fn is_chaos(&self) -> bool {
         self.world.act() == Act::Chaos
     }
 
@@ -89,6 +91,7 @@ impl Client {
             let id = format!("pvc-00000000-0000-4000-{number:04}-{volumes:012}");
             let Ok(id) = VolumeId::parse(&id) else { return };
             let size_bytes = self.rng.between(1, 4) * GIBIBYTE;
+            self.world.put_in_hand(self.number, &id);
             let volume = Volume { id, shared: self.rng.per_mille(800), size_bytes };
             if self.rng.per_mille(SHORT_LIFE_PER_MILLE) {
                 self.short_life(&volume).await;
@@ -232,6 +235,7 @@ impl Client {
                 Ok(()) => break,
                 // A machine that is off is not asked: unpublish waits for the proof.
                 Err(NodeError::Unavailable(_)) if !self.world.nodes[node].is_up() => break,
+                Err(NodeError::Unavailable(_)) if self.rng.per_mille(FORCED_PER_MILLE) => break,
                 Err(NodeError::Unavailable(_) | NodeError::NotPermitted(_) | NodeError::Held) => {
                     self.pause().await;
                 }
@@ -364,14 +368,18 @@ impl Client {
     }
 
     async fn read(&mut self, volume: &Volume) {
-        let id = volume.id.clone();
+        self.look_at(&volume.id, DEADLINE).await;
+    }
+
+    /// Reads a volume at any replica. What is not read now is read another time.
+    pub(super) async fn look_at(&mut self, id: &VolumeId, deadline: Duration) {
+        let request = Request::Read { volume: id.to_string() };
+        let id = id.clone();
         let serve = move |replica: Arc<Replica>| async move {
-            let found = replica.look(&id, SimInstant::now() + DEADLINE).await?;
+            let found = replica.look(&id, SimInstant::now() + deadline).await?;
             Ok(found.map(|found| read_of(&found)))
         };
-        let request = Request::Read { volume: volume.id.to_string() };
         let answer = |read: &Option<VolumeRead>| Answer::Read(read.clone());
-        // What is not read now is read another time.
         let _ = self.call(request, serve, answer).await;
     }
 

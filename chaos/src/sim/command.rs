@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use rand::Rng;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::play::{Played, play};
 use super::recorder::{self, Breach};
@@ -130,6 +131,17 @@ impl SimArguments {
     }
 }
 
+/// How long this thread has run on a processor.
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 fn plant(name: Option<&str>) -> Result<()> {
     let Some(name) = name else { return Ok(()) };
     let bug = planted::BUGS.iter().copied().find(|bug| bug.name() == name);
@@ -161,13 +173,17 @@ impl Run<'_> {
 
     fn play_some(&self) {
         while let Some(seed) = self.seed(self.next.fetch_add(1, Ordering::Relaxed)) {
-            let begun = Instant::now();
-            let played = catch_unwind(AssertUnwindSafe(|| play(seed)));
-            let real_micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let (begun, cpu_begun) = (Instant::now(), thread_cpu());
+            let played = catch_unwind(AssertUnwindSafe(|| {
+                let played = play(seed);
+                let judged = judge(&played);
+                (played, judged)
+            }));
             let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-            board.totals.real_micros += real_micros;
+            board.totals.real_micros += micros(begun.elapsed());
+            board.totals.cpu_micros += micros(thread_cpu().saturating_sub(cpu_begun));
             match played {
-                Ok(played) => self.add(&mut board, &played),
+                Ok((played, judged)) => self.add(&mut board, &played, judged),
                 Err(panic) => {
                     let text = panic.downcast_ref::<String>().map(String::as_str);
                     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -182,9 +198,8 @@ impl Run<'_> {
         self.playing.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn add(&self, board: &mut Board, played: &Played) {
+    fn add(&self, board: &mut Board, played: &Played, (breaches, undecided): (Vec<Breach>, usize)) {
         board.totals.add(played);
-        let (breaches, undecided) = judge(played);
         board.totals.undecided += undecided as u64;
         if self.arguments.story || !breaches.is_empty() {
             let skipped = played.story.len().saturating_sub(STORY_SHOWN);
@@ -214,11 +229,14 @@ impl Run<'_> {
         let totals = &self.board.lock().unwrap_or_else(PoisonError::into_inner).totals;
         let seconds = self.begun.elapsed().as_secs_f64();
         format!(
-            "{} seeds, {:.2} cluster-hours simulated, {:.0} times faster than real time, {} migrations, \
-             {} reaped, {} leaders hit in migration, {} violations, {} volumes undecided",
+            "{} seeds, {:.2} cluster-hours simulated, {:.0} times faster than real time ({:.0} for each busy core), \
+             {:.0} faults an hour, {} migrations, {} reaped, {} leaders hit in migration, {} violations, \
+             {} volumes undecided",
             totals.seeds,
             totals.cluster_hours(),
             totals.cluster_hours() * 3600.0 / seconds,
+            totals.speed_of_a_core(),
+            totals.faults_an_hour(),
             totals.migrations,
             totals.reaped,
             totals.leaders_hit_in_migration,
@@ -237,9 +255,13 @@ impl Run<'_> {
             all.save(path)?;
             let hours = all.real_micros as f64 / 3.6e9;
             println!(
-                "all runs: {} seeds, {:.1} cluster-hours in {hours:.2} thread-hours, {} violations",
+                "all runs: {} seeds, {:.1} cluster-hours in {hours:.2} thread-hours, {:.0} times faster than real time \
+                 for each busy core, {:.0} faults an hour, {} migrations, {} violations",
                 all.seeds,
                 all.cluster_hours(),
+                all.speed_of_a_core(),
+                all.faults_an_hour(),
+                all.migrations,
                 all.violations
             );
         }

@@ -16,8 +16,10 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use planted::Bug;
 use storage::{LogEntry, LogId, SnapshotMeta, Vote};
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use super::faults::{Disk as Trouble, Kind};
+use super::play::Flaw;
 use super::runtime::{die, random, sleep};
 use super::types::SimTypeConfig;
 use super::world::{Point, World};
@@ -72,14 +74,19 @@ enum Change {
 /// A disk, which outlives the replicas on it.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
+    /// Who lives on it; another one after it was lost.
+    pub(crate) id: u64,
+    /// The cluster that the replica belongs to, or was promised to.
+    pub(crate) cluster: Option<Uuid>,
+    /// The replica was removed: it does not run on this any more.
+    pub(crate) is_removed: bool,
     durable: Content,
     /// Written, not known to be durable.
     written: VecDeque<Change>,
     trouble: Option<Trouble>,
     /// The fault's number, once the trouble was met.
     struck: Option<usize>,
-    /// It loses what it said to be durable: see [`super::Flaw`].
-    pub(crate) forgets: bool,
+    pub(crate) flaw: Flaw,
 }
 
 /// How many entries a disk that forgets loses at most.
@@ -98,6 +105,11 @@ impl Disk {
     /// It is over. What there still was, and the fault's number if that was met.
     pub(crate) fn end(&mut self) -> (Option<Trouble>, Option<usize>) {
         (self.trouble.take(), self.struck.take())
+    }
+
+    /// Everything on it is lost; who comes back is `id`.
+    pub(crate) fn wipe(&mut self, id: u64) {
+        *self = Self { id, flaw: self.flaw, ..Self::default() };
     }
 
     /// The process ended, or the power failed. Whether something that was not durable is lost.
@@ -120,7 +132,7 @@ impl Disk {
             self.durable.apply(&Change::Append(entries));
         }
         self.written.clear();
-        if self.forgets {
+        if self.flaw == Flaw::DiskForgets {
             for _ in 0..random(|rng| rng.below(FORGOTTEN_ENTRIES + 1)) {
                 self.durable.entries.pop_last();
             }

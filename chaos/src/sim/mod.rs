@@ -5,7 +5,7 @@
 //! the appliance, the nodes and the orchestrator; what is around the cores in production (`src/replica`, the shells of
 //! `src/controller`, the node plugin) is written again here, file by file after its model.
 //!
-//! A seed decides everything, so it reproduces its run. Not simulated: membership changes and wiped replicas, TLS,
+//! A seed decides everything, so it reproduces its run. Not simulated: an operator's changes of the membership, TLS,
 //! Kubernetes beyond a node's standing, file systems.
 
 mod appliance;
@@ -18,8 +18,10 @@ mod machine;
 mod nemesis;
 mod network;
 mod node;
+mod places;
 mod play;
 mod plugin;
+mod reader;
 mod recorder;
 mod replica;
 mod rng;

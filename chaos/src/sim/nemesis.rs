@@ -8,12 +8,13 @@ use controller::cores::reaper::Standing;
 
 use super::faults::{Appliance, Kind, Machine, Messages, Partition, Process};
 use super::network::Endpoint;
+use super::places::place_name;
 use super::rng::SimRng;
 use super::runtime::{
     GroupId, TRUE_RATE_PPM, freeze, is_dead, kill, kill_after, move_wall, random, set_rate, sleep_ms, spare,
     spawn,
 };
-use super::world::{Act, Point, REPLICAS, World, place_name};
+use super::world::{Act, Point, REPLICAS, World};
 use crate::history::Installed;
 
 /// In this share of all choices, in a thousand, a fault that hits a replica hits the leader.
@@ -230,6 +231,17 @@ impl Nemesis {
                 let world = self.world.clone();
                 world.places[place].hold_down(true);
                 spawn(async move { world.places[place].cut_power() });
+                Undo::Up(vec![place])
+            }
+            Process::Wiped => {
+                // Two lost disks of three are a lost cluster; so is one before the last one's place is taken again.
+                let leader = self.world.leader().and_then(|place| self.world.replica(place));
+                if leader.is_none_or(|leader| leader.lacks().is_some()) {
+                    return (None, target, None);
+                }
+                self.world.places[place].hold_down(true);
+                self.world.places[place].wipe_at_end();
+                spawn(async move { kill(group) });
                 Undo::Up(vec![place])
             }
             Process::Pause => {

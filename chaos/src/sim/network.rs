@@ -87,7 +87,6 @@ impl World {
         R: Send + 'static,
         F: Future<Output = R> + Send,
     {
-        let (sender, answer) = oneshot::channel();
         let per_mille = self.net().twice_per_mille;
         if random(|rng| rng.per_mille(per_mille)) {
             let (world, serve) = (self.clone(), serve.clone());
@@ -101,6 +100,22 @@ impl World {
                 }
             });
         }
+        self.call_once(from, to, limit, serve).await
+    }
+
+    /// The same, on a connection: what it carries does not arrive twice.
+    pub(crate) async fn call_once<R, F>(
+        self: &Arc<Self>,
+        from: Endpoint,
+        to: usize,
+        limit: Duration,
+        serve: impl Fn(Arc<Replica>) -> F + Send + 'static,
+    ) -> Result<R, NoAnswer>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + Send,
+    {
+        let (sender, answer) = oneshot::channel();
         let world = self.clone();
         spawn_in(WORLD, async move {
             if !world.carry(from, Endpoint::Replica(to)).await {

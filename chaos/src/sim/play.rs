@@ -1,18 +1,16 @@
 //! One seed, played: a cluster is formed, clients and faults run, everything is healed, and the end is read.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use state_machine::{AttachmentPhase, plan};
-use storage::ReplicaNode;
 
 use super::client::{Client, read_of};
 use super::nemesis::{Nemesis, heal_all};
 use super::recorder::Breach;
 use super::runtime::{Room, now_micros, random, sleep_ms, spawn};
-use super::world::{Act, CLUSTER, World, in_process, spawn_world};
+use super::world::{Act, World, in_process, spawn_world};
 use crate::history::{FinalRead, History};
 
 /// How many nodes there are.
@@ -52,12 +50,15 @@ pub struct Played {
 }
 
 /// Something wrong in the simulated world itself, which shows that the simulator sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Flaw {
     /// Nothing.
+    #[default]
     None,
     /// A disk loses at a crash what it said to be durable.
     DiskForgets,
+    /// A replica that lost its disk comes back under its old id.
+    WipedKeepsId,
 }
 
 /// Plays one seed on this thread.
@@ -73,7 +74,7 @@ pub fn play_with(seed: u64, flaw: Flaw) -> Played {
     let nodes = random(|rng| rng.between(NODES.0, NODES.1));
     let world = World::new(usize::try_from(nodes).unwrap_or(1));
     for place in &world.places {
-        place.disk().forgets = flaw == Flaw::DiskForgets;
+        place.disk().flaw = flaw;
     }
     let ended = room.run(run(world.clone()));
     if let Err(stuck) = ended {
@@ -103,7 +104,7 @@ async fn run(world: Arc<World>) {
     for place in 0..world.places.len() {
         spawn_world(world.clone().supervise_replica(place));
     }
-    if !form_cluster(&world).await {
+    if !has_leader(&world).await {
         world.records().breach("start", "no cluster was formed".to_owned());
         return;
     }
@@ -121,6 +122,8 @@ async fn run(world: Arc<World>) {
             drop(busy);
         });
     }
+    let reader = Client::new(world.clone(), u32::try_from(clients).unwrap_or(0));
+    spawn(reader.read_on());
     spawn_world(Nemesis::new(world.clone()).run());
     sleep_ms(random(|rng| rng.between(CHAOS_SECONDS.0, CHAOS_SECONDS.1)) * 1_000).await;
     world.set_act(Act::Healing);
@@ -137,21 +140,10 @@ async fn run(world: Arc<World>) {
     world.records().breach("convergence", format!("not at rest after {CONVERGENCE_MS} ms: {unrest}"));
 }
 
-async fn form_cluster(world: &Arc<World>) -> bool {
-    let members: BTreeMap<u64, ReplicaNode> = (0..world.places.len())
-        .map(|place| {
-            let name = super::world::place_name(place);
-            (World::id_of(place), ReplicaNode { address: format!("{name}:1"), name })
-        })
-        .collect();
-    for turn in 0..FIRST_LEADER_MS / LOOK_MS {
+/// The replicas do it by themselves.
+async fn has_leader(world: &Arc<World>) -> bool {
+    for _ in 0..FIRST_LEADER_MS / LOOK_MS {
         sleep_ms(LOOK_MS).await;
-        if turn == 1
-            && let Some(first) = world.replica(0)
-        {
-            let (raft, members) = (first.raft.clone(), members.clone());
-            in_process(first.group, async move { raft.initialize(members).await.is_ok() }).await;
-        }
         if world.leader().is_some() {
             return true;
         }
@@ -167,6 +159,9 @@ fn what_is_unrest(world: &Arc<World>, busy_clients: usize) -> Option<String> {
     let Some(leader) = world.leader().and_then(|place| world.replica(place)) else {
         return Some("there is no leader".to_owned());
     };
+    if let Some(lack) = leader.lacks() {
+        return Some(lack);
+    }
     let last = leader.machine.last();
     for place in 0..world.places.len() {
         let Some(replica) = world.replica(place) else { return Some(format!("place {place} is empty")) };
@@ -228,12 +223,13 @@ async fn final_read(world: &Arc<World>) {
     let connected = world.nodes.iter().flat_map(|node| {
         node.connected().into_keys().map(|volume| (node.id.to_string(), volume.to_string()))
     });
+    let clusters = world.places.iter().filter_map(|place| place.disk().cluster);
     let end = FinalRead {
         at: now_micros(),
         ledger,
         appliance: world.appliance.volumes(),
         connected: connected.collect(),
-        clusters: [CLUSTER.to_owned()].into(),
+        clusters: clusters.map(|cluster| cluster.to_string()).collect(),
     };
     world.records().history.end = Some(end);
 }

@@ -14,12 +14,15 @@ use state_machine::{
 use storage::LogId;
 
 use super::runtime::now_micros;
-use crate::history::{History, LedgerFact, StateHash, Transition};
+use crate::history::{Decided, History, LedgerFact, StateHash, Transition};
 
 /// How many lines of a story are kept.
 const STORY_LINES: usize = 400;
 /// Every so many entries the state is hashed: the last of a divergence's consequences stays.
 const HASHED_EVERY: u64 = 8;
+
+/// Of the entries of a term, one is recorded in so many microseconds.
+const DECIDED_EVERY_MICROS: u64 = 250_000;
 
 /// Whether stories are shown while they are told.
 static FOLLOWED: AtomicBool = AtomicBool::new(false);
@@ -167,6 +170,7 @@ impl Recorder {
             return;
         }
         self.applied = id.index;
+        self.decided(id.leader_id.term);
         if !matches!(command, Command::Tick) {
             let term = id.leader_id.term;
             self.tell(&format!("{term}/{} {} -> {response:?}", id.index, short(command)));
@@ -175,6 +179,15 @@ impl Recorder {
             self.breach("state", violation);
         }
         self.observe(state);
+    }
+
+    fn decided(&mut self, term: u64) {
+        let at = now_micros();
+        let last = self.history.decided.last();
+        let is_news = |last: &Decided| last.term != term || at >= last.at + DECIDED_EVERY_MICROS;
+        if last.is_none_or(is_news) {
+            self.history.decided.push(Decided { at, term });
+        }
     }
 
     /// The hash of a replica's state at an index; equal indexes have equal hashes.

@@ -36,6 +36,9 @@ pub(crate) struct Totals {
     pub(crate) simulated_micros: u64,
     /// Microseconds that it took.
     pub(crate) real_micros: u64,
+    /// Of that, microseconds on a processor.
+    #[serde(default)]
+    pub(crate) cpu_micros: u64,
     /// Seeds with a violation.
     pub(crate) violations: u64,
     /// Volumes whose histories were too long to put in an order.
@@ -100,6 +103,7 @@ impl Totals {
         self.seeds += other.seeds;
         self.simulated_micros += other.simulated_micros;
         self.real_micros += other.real_micros;
+        self.cpu_micros += other.cpu_micros;
         self.violations += other.violations;
         self.undecided += other.undecided;
         self.migrations += other.migrations;
@@ -119,6 +123,19 @@ impl Totals {
     #[must_use]
     pub(crate) fn cluster_hours(&self) -> f64 {
         self.simulated_micros as f64 / 3.6e9
+    }
+
+    /// How many times faster than real time it went, for each core that was busy with it all the time.
+    #[must_use]
+    pub(crate) fn speed_of_a_core(&self) -> f64 {
+        self.simulated_micros as f64 / (self.cpu_micros.max(1)) as f64
+    }
+
+    /// Faults that were there, in each hour of simulated time.
+    #[must_use]
+    pub(crate) fn faults_an_hour(&self) -> f64 {
+        let faults: u64 = self.faults.values().map(|count| count.installed).sum();
+        faults as f64 / self.cluster_hours().max(f64::MIN_POSITIVE)
     }
 
     /// The kinds that were never there while a migration was under way.

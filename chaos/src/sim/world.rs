@@ -11,13 +11,11 @@ use storage::Vote;
 use tokio::sync::oneshot;
 
 use super::appliance::Appliance;
-use super::disk::Disk;
 use super::network::Net;
 use super::node::Node;
-use super::plugin;
+use super::places::{Place, place_name};
 use super::recorder::Recorder;
-use super::replica::{self, Replica};
-use super::runtime::{GroupId, WORLD, kill, new_group, now_micros, random, sleep_ms, spawn_in};
+use super::runtime::{GroupId, WORLD, now_micros, spawn_in};
 use crate::history::{
     Answer, ApplianceChange, Connection, ConnectionChange, FaultRecord, Installed, Mutation, Operation,
     VoteGranted,
@@ -25,16 +23,6 @@ use crate::history::{
 
 /// How many replicas there are.
 pub(crate) const REPLICAS: usize = 3;
-/// The name that the simulated cluster goes by.
-pub(crate) const CLUSTER: &str = "simulated";
-/// How long a process that died is away, in ms.
-const RESTART_MS: (u64, u64) = (300, 4_000);
-/// How long a plugin that died is away, in ms.
-const PLUGIN_RESTART_MS: (u64, u64) = (500, 5_000);
-/// How often it is looked whether a process may start again, in ms.
-const LOOK_MS: u64 = 100;
-/// The largest age of a process's clock when it starts, in seconds.
-const CLOCK_AGE_SECONDS: u64 = 1_000_000;
 
 /// Where a replica can die in the middle of what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,22 +74,6 @@ pub(crate) enum Act {
     Healing,
 }
 
-/// Where a replica runs, when it does.
-#[derive(Default)]
-pub(crate) struct Place {
-    disk: Mutex<Disk>,
-    running: Mutex<Option<Arc<Replica>>>,
-    group: Mutex<Option<GroupId>>,
-    down: Mutex<Down>,
-}
-
-/// What keeps a place's process away.
-#[derive(Debug, Clone, Copy, Default)]
-struct Down {
-    is_held: bool,
-    power_failed: bool,
-}
-
 /// Everything.
 pub(crate) struct World {
     pub(crate) places: Vec<Place>,
@@ -112,39 +84,17 @@ pub(crate) struct World {
     armed: Mutex<Option<(usize, Point)>>,
     act: Mutex<Act>,
     standing: Mutex<BTreeMap<NodeId, Standing>>,
+    /// The volume that each client is busy with.
+    in_hand: Mutex<BTreeMap<u32, VolumeId>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The beginning of all volumes' NQNs.
 pub(crate) fn nqn_prefix() -> Nqn {
     Nqn::parse("nqn.2000-02.com.mikrotik").expect("it is written as NQNs are")
-}
-
-impl Place {
-    pub(crate) fn disk(&self) -> MutexGuard<'_, Disk> {
-        lock(&self.disk)
-    }
-
-    /// The process, if there is one, whether it has come far or not.
-    pub(crate) fn group(&self) -> Option<GroupId> {
-        *lock(&self.group)
-    }
-
-    /// Keeps the process away after its end, or lets it start again.
-    pub(crate) fn hold_down(&self, is_held: bool) {
-        lock(&self.down).is_held = is_held;
-    }
-
-    /// Ends the process, and its power with it.
-    pub(crate) fn cut_power(&self) {
-        lock(&self.down).power_failed = true;
-        if let Some(group) = self.group() {
-            kill(group);
-        }
-    }
 }
 
 impl World {
@@ -156,7 +106,7 @@ impl World {
             Node::new(id, nqn.expect("it is written as NQNs are"))
         };
         Arc::new(Self {
-            places: (0..REPLICAS).map(|_| Place::default()).collect(),
+            places: (0..REPLICAS).map(Place::new).collect(),
             nodes: (0..nodes).map(node).collect(),
             appliance: Appliance::default(),
             net: Mutex::default(),
@@ -164,17 +114,8 @@ impl World {
             armed: Mutex::default(),
             act: Mutex::new(Act::Chaos),
             standing: Mutex::default(),
+            in_hand: Mutex::default(),
         })
-    }
-
-    /// The id of the replica in a place.
-    pub(crate) fn id_of(place: usize) -> u64 {
-        place as u64 + 1
-    }
-
-    /// Where the replica of this id is.
-    pub(crate) fn place_of(id: u64) -> usize {
-        usize::try_from(id.saturating_sub(1)).unwrap_or(0) % REPLICAS
     }
 
     pub(crate) fn net(&self) -> MutexGuard<'_, Net> {
@@ -193,11 +134,6 @@ impl World {
         *lock(&self.act) = act;
     }
 
-    /// The replica that runs in a place.
-    pub(crate) fn replica(&self, place: usize) -> Option<Arc<Replica>> {
-        lock(&self.places[place].running).clone()
-    }
-
     /// The place of a replica that holds office, the one of the latest term.
     pub(crate) fn leader(&self) -> Option<usize> {
         let holders = (0..self.places.len()).filter_map(|place| {
@@ -211,6 +147,16 @@ impl World {
     pub(crate) fn tell(&self, line: impl FnOnce() -> String) {
         let line = line();
         self.records().tell(&line);
+    }
+
+    /// The volumes that clients are busy with.
+    pub(crate) fn in_hand(&self) -> Vec<VolumeId> {
+        lock(&self.in_hand).values().cloned().collect()
+    }
+
+    /// A client is busy with this one from now on.
+    pub(crate) fn put_in_hand(&self, client: u32, volume: &VolumeId) {
+        lock(&self.in_hand).insert(client, volume.clone());
     }
 
     /// What Kubernetes says of a node.
@@ -327,11 +273,12 @@ impl World {
             return;
         }
         let (term, candidate) = (vote.leader_id.term, vote.leader_id.voted_for);
+        let cluster = self.places[place].disk().cluster;
         let granted = VoteGranted {
             at: now_micros(),
             replica,
             place: place_name(place),
-            cluster: CLUSTER.to_owned(),
+            cluster: cluster.map(|id| id.to_string()).unwrap_or_default(),
             term,
             candidate,
         };
@@ -349,98 +296,8 @@ impl World {
 
     /// A replica took office.
     pub(crate) fn took_office(&self, place: usize, term: u64) {
-        self.tell(|| format!("replica {} leads in term {term}", Self::id_of(place)));
+        self.tell(|| format!("replica {} leads in term {term}", self.id_of(place)));
     }
-
-    /// Keeps a process running in a place as long as the world lasts.
-    pub(crate) async fn supervise_replica(self: Arc<Self>, place: usize) {
-        loop {
-            let age_ns = random(|rng| rng.below(CLOCK_AGE_SECONDS)) * 1_000_000_000;
-            let group = new_group(age_ns);
-            *lock(&self.places[place].group) = Some(group);
-            let (alive, ended) = oneshot::channel::<()>();
-            spawn_in(group, async move {
-                let _alive = alive;
-                std::future::pending::<()>().await;
-            });
-            let world = self.clone();
-            spawn_in(group, async move {
-                match replica::start(world.clone(), place).await {
-                    Ok(replica) => {
-                        world.tell(|| format!("replica {} runs", replica.id));
-                        *lock(&world.places[place].running) = Some(replica);
-                    }
-                    Err(why) => {
-                        world.records().breach("start", format!("{}: {why}", place_name(place)));
-                    }
-                }
-            });
-            let _ = ended.await;
-            self.process_ended(place);
-            sleep_ms(random(|rng| rng.between(RESTART_MS.0, RESTART_MS.1))).await;
-            while lock(&self.places[place].down).is_held {
-                sleep_ms(LOOK_MS).await;
-            }
-        }
-    }
-
-    fn process_ended(&self, place: usize) {
-        let replica = lock(&self.places[place].running).take();
-        *lock(&self.places[place].group) = None;
-        let power_failed = std::mem::take(&mut lock(&self.places[place].down).power_failed);
-        let lost = self.places[place].disk().crash(power_failed);
-        self.tell(|| format!("replica {} is gone (writes lost: {lost})", Self::id_of(place)));
-        if lost {
-            let fault = self.record_fault("writes-lost", place_name(place), Installed::Yes, None);
-            self.record_healed(fault);
-        }
-        drop(replica);
-    }
-
-    /// Keeps the plugin of a node running, when the machine is up.
-    pub(crate) async fn supervise_plugin(self: Arc<Self>, node: usize) {
-        loop {
-            while !self.nodes[node].is_up() {
-                sleep_ms(LOOK_MS).await;
-            }
-            let group = new_group(random(|rng| rng.below(CLOCK_AGE_SECONDS)) * 1_000_000_000);
-            self.nodes[node].set_plugin(Some(group));
-            let (alive, ended) = oneshot::channel::<()>();
-            spawn_in(group, async move {
-                let _alive = alive;
-                std::future::pending::<()>().await;
-            });
-            spawn_in(group, plugin::run(self.clone(), node));
-            let _ = ended.await;
-            self.nodes[node].set_plugin(None);
-            sleep_ms(random(|rng| rng.between(PLUGIN_RESTART_MS.0, PLUGIN_RESTART_MS.1))).await;
-        }
-    }
-
-    /// A node's machine stops at once.
-    pub(crate) fn node_down(&self, node: usize) {
-        for (volume, used) in self.nodes[node].goes_down() {
-            if used.open || used.held {
-                self.record_connection(node, &volume, Connection::Closed);
-            }
-            self.record_connection(node, &volume, Connection::Disconnected);
-        }
-        if let Some(plugin) = self.nodes[node].plugin() {
-            kill(plugin);
-        }
-    }
-
-    /// Lets go of what keeps the world together.
-    pub(crate) fn dissolve(&self) {
-        for place in &self.places {
-            drop(lock(&place.running).take());
-        }
-    }
-}
-
-/// A place's name.
-pub(crate) fn place_name(place: usize) -> String {
-    format!("controller-{place}")
 }
 
 /// Runs `work` in a process; none if that ends before.

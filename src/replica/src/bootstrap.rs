@@ -45,7 +45,7 @@ pub(crate) struct Surroundings {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Course {
+pub enum Course {
     /// It is a member; with the trouble if there is no leader.
     Member(Option<String>),
     /// It was removed; says who knows.
@@ -53,7 +53,12 @@ pub(crate) enum Course {
     /// Somebody knows it as a member, and the log is on its way.
     Expected,
     /// Ask one of these to be taken in; with the trouble if they cannot.
-    Join { ask: Vec<String>, trouble: Option<String> },
+    Join {
+        /// By name.
+        ask: Vec<String>,
+        /// Why they cannot now.
+        trouble: Option<String>,
+    },
     /// Form a cluster of these.
     Form(BTreeMap<u64, PeerAddress>),
     /// Wait, for this reason.
@@ -62,11 +67,7 @@ pub(crate) enum Course {
 
 /// Decides from what this replica and the others say. `reports` has an entry for every other replica that is
 /// configured or a member, by name; `was_member` is whether this process has been one.
-pub(crate) fn decide(
-    own: &Report,
-    was_member: bool,
-    reports: &BTreeMap<String, Result<Report, String>>,
-) -> Course {
+pub fn decide(own: &Report, was_member: bool, reports: &BTreeMap<String, Result<Report, String>>) -> Course {
     let answers: Vec<&Report> = reports.values().flatten().collect();
     let with_data: Vec<&Report> = answers.iter().copied().filter(|report| report.initialized).collect();
     if let Some(known) = own.membership.as_ref().filter(|known| known.members.contains_key(&own.replica_id)) {

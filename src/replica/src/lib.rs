@@ -55,3 +55,11 @@ pub use leader::Leadership;
 pub use replica::Replica;
 pub use service::{PeerEndpoint, PeerService};
 pub use status::{MemberStatus, ReplicaRole, ReplicaStatus};
+
+/// What decides without doing anything: for the simulator, which runs the same.
+#[doc(hidden)]
+pub mod cores {
+    pub use crate::bootstrap::{Course, decide};
+    pub use crate::membership::{Changes, View};
+    pub use crate::report::{Report, known};
+}

@@ -34,7 +34,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_millis(10_000);
 /// How long an empty replica may take to note its cluster.
 const ADOPT_TIMEOUT: Duration = Duration::from_millis(2_000);
 
-type Changes = ChangeMembers<u64, ReplicaNode>;
+/// What is asked of openraft.
+pub type Changes = ChangeMembers<u64, ReplicaNode>;
 
 /// What an operator asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,14 +47,17 @@ pub(crate) enum Change {
 
 /// The membership and what the leader knows of the members, at one moment.
 #[derive(Debug, Clone)]
-struct View {
-    at: Option<LogId>,
+pub struct View {
+    /// The entry that it is in.
+    pub at: Option<LogId>,
     /// Two sets of voters decide: a change is half-way.
-    joint: bool,
+    pub joint: bool,
     /// The membership is committed.
-    settled: bool,
-    last_log_index: u64,
-    members: Vec<MemberStatus>,
+    pub settled: bool,
+    /// The end of the leader's log.
+    pub last_log_index: u64,
+    /// Learners too.
+    pub members: Vec<MemberStatus>,
 }
 
 impl View {
@@ -73,7 +77,7 @@ impl View {
     }
 
     /// The next thing to do without being asked, with a line for the log.
-    fn unasked(&self) -> Option<(Changes, String)> {
+    pub fn unasked(&self) -> Option<(Changes, String)> {
         if !self.settled {
             return None;
         }
@@ -104,7 +108,7 @@ impl View {
 
     /// How to take in a learner. Those of its name that do not vote go: they are what it was before it lost another
     /// disk, and would pile up.
-    fn admission(&self, id: u64, place: PeerAddress) -> Result<Changes, String> {
+    pub fn admission(&self, id: u64, place: PeerAddress) -> Result<Changes, String> {
         place.check()?;
         let node = ReplicaNode { name: place.name, address: place.address };
         let (gone, staying): (Vec<_>, Vec<_>) =

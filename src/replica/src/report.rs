@@ -18,32 +18,41 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_millis(1_000);
 
 /// What a replica says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Report {
-    pub(crate) replica_id: u64,
-    pub(crate) name: String,
+pub struct Report {
+    /// Its id.
+    pub replica_id: u64,
+    /// Its place.
+    pub name: String,
     /// It has voted or has a log.
-    pub(crate) initialized: bool,
-    pub(crate) cluster_id: Option<Uuid>,
-    pub(crate) configured: BTreeSet<PeerAddress>,
-    pub(crate) membership: Option<Known>,
+    pub initialized: bool,
+    /// The cluster that it belongs to, or was promised to.
+    pub cluster_id: Option<Uuid>,
+    /// Who it is configured with, itself among them.
+    pub configured: BTreeSet<PeerAddress>,
+    /// The committed membership that it knows.
+    pub membership: Option<Known>,
     /// It leads, and a quorum answers it.
-    pub(crate) leads: bool,
+    pub leads: bool,
     /// The newest cluster version that its program knows.
-    pub(crate) newest_cluster_version: u32,
+    pub newest_cluster_version: u32,
 }
 
 /// A committed membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Known {
+pub struct Known {
     /// The log index at which it was decided.
-    pub(crate) index: u64,
-    pub(crate) members: BTreeMap<u64, KnownMember>,
+    pub index: u64,
+    /// By id.
+    pub members: BTreeMap<u64, KnownMember>,
 }
 
+/// A member of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KnownMember {
-    pub(crate) name: String,
-    pub(crate) voter: bool,
+pub struct KnownMember {
+    /// Its place.
+    pub name: String,
+    /// It votes.
+    pub voter: bool,
 }
 
 impl Report {
@@ -86,7 +95,8 @@ impl Inner {
     }
 }
 
-fn known(stored: &StoredMembership) -> Option<Known> {
+/// A membership, if it is in the log.
+pub fn known(stored: &StoredMembership) -> Option<Known> {
     let index = (*stored.log_id())?.index;
     let voters: BTreeSet<u64> = stored.voter_ids().collect();
     let member = |(id, node): (&u64, &storage::ReplicaNode)| {

@@ -172,7 +172,10 @@ impl State {
     pub fn made_once(&self, volume: &VolumeId) -> bool {
         let began = |problem: &Problem| match problem.kind {
             ProblemKind::Full | ProblemKind::Rejected => true,
-            ProblemKind::Unavailable | ProblemKind::Conflict | ProblemKind::Superseded => false,
+            ProblemKind::Unavailable
+            | ProblemKind::Conflict
+            | ProblemKind::Superseded
+            | ProblemKind::Restoring => false,
         };
         let gave_up = self.failures.iter().any(|f| f.volume == *volume && began(&f.problem));
         gave_up && !self.volumes.contains_key(volume)

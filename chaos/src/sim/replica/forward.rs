@@ -1,19 +1,19 @@
 //! Asking the leader, wherever it is: as `src/replica/src/forward.rs`.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
 use planted::Bug;
+use replica::AttemptId;
 use state_machine::{Command, Response, State};
 
 use super::office::Attempt;
 use super::{Metrics, Replica};
 use crate::sim::network::{Endpoint, NoAnswer};
-use crate::sim::runtime::{GroupId, SimInstant, sleep_ms, timeout};
+use crate::sim::runtime::{SimInstant, sleep_ms, timeout};
 use crate::sim::world::World;
 
 /// Pause between two attempts, in ms.
@@ -27,41 +27,6 @@ pub(crate) struct Decided<T> {
     pub(crate) answer: T,
     /// An earlier attempt may have been decided as well.
     pub(crate) repeated: bool,
-}
-
-/// One try to have a question answered, as the leader knows it that is asked.
-#[derive(Debug, Clone, Copy)]
-struct AttemptId {
-    asker: (usize, GroupId),
-    number: u64,
-    attempt: u64,
-}
-
-/// A question: who asks, and which of its questions.
-type Asked = ((usize, GroupId), u64);
-
-/// The attempts of other replicas that were taken: one that arrives after a later one of its question decides nothing,
-/// and a connection delivers nothing twice.
-#[derive(Default)]
-pub(crate) struct Attempts {
-    last_question: AtomicU64,
-    taken: Mutex<BTreeMap<Asked, u64>>,
-}
-
-impl Attempts {
-    fn next_question(&self) -> u64 {
-        self.last_question.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn take(&self, id: AttemptId) -> bool {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (id.asker, id.number);
-        if taken.get(&key).is_some_and(|latest| *latest >= id.attempt) {
-            return false;
-        }
-        taken.insert(key, id.attempt);
-        true
-    }
 }
 
 /// Where the leader is.
@@ -123,7 +88,13 @@ impl Replica {
             let office = *self.office_now();
             let office = office.filter(|office| office.term == term)?;
             match self.write(&office, command.clone()).await {
-                Attempt::Answered(response) => return Some(response),
+                Attempt::Answered(response) => {
+                    if planted::is(Bug::AnswerBeforeCommit) {
+                        // Who asks again until its state shows it would ask for ever at the same instant.
+                        sleep_ms(RETRY_PAUSE_MS).await;
+                    }
+                    return Some(response);
+                }
                 Attempt::Retry(_) => sleep_ms(RETRY_PAUSE_MS).await,
                 Attempt::Stopped => return None,
             }
@@ -160,10 +131,10 @@ impl Replica {
         until: SimInstant,
     ) -> Result<Decided<Reply>, String> {
         let mut repeated = false;
-        let number = self.attempts.next_question();
+        let question_number = self.last_question.fetch_add(1, Ordering::Relaxed);
         for attempt in 0.. {
             let seat = self.seat();
-            let id = AttemptId { asker: (self.place, self.group), number, attempt };
+            let id = AttemptId { asker: self.asker, question: question_number, attempt };
             let attempt = self.ask(&question, seat, id, until);
             let why = match timeout(until.remaining(), attempt).await {
                 Some(Attempt::Answered(answer)) => return Ok(Decided { answer, repeated }),
@@ -229,7 +200,7 @@ impl Replica {
                 answer.unwrap_or_else(|| Attempt::Retry("no quorum answered in time".to_owned()))
             }
         };
-        match self.world.call(Endpoint::Replica(self.place), place, limit, serve).await {
+        match self.world.call_once(Endpoint::Replica(self.place), place, limit, serve).await {
             Ok(Attempt::Stopped) => Attempt::Retry("the leader has stopped".to_owned()),
             Ok(attempt) => attempt,
             Err(NoAnswer::Refused) => Attempt::Retry("connection refused".to_owned()),
@@ -237,10 +208,14 @@ impl Replica {
         }
     }
 
+    fn take_attempt(&self, id: AttemptId) -> bool {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).take(id)
+    }
+
     async fn here(&self, question: Question, term: u64, forwarded: Option<AttemptId>) -> Attempt<Reply> {
         match question {
             Question::Propose(command) => match self.office_in(term).await {
-                Some(_) if forwarded.is_some_and(|id| !self.attempts.take(id)) => {
+                Some(_) if forwarded.is_some_and(|id| !self.take_attempt(id)) => {
                     Attempt::Retry("it was asked again since".to_owned())
                 }
                 Some(office) => match self.write(&office, command).await {

@@ -5,29 +5,34 @@
 //! |---|---|
 //! | `office` | `src/replica/src/leader.rs` |
 //! | `forward` | `src/replica/src/forward.rs` |
+//! | `members` | `src/replica/src/membership.rs` |
+//! | `place` | `src/replica/src/bootstrap.rs` |
 //! | `lead` | the shells of the executor, the sessions and the reaper |
 //! | `sights` | `src/controller/src/sessions/leader.rs` |
 //! | `service` | `src/controller/src/service/` |
 
 mod forward;
 mod lead;
+mod members;
 mod office;
+mod place;
 mod service;
 mod sights;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use openraft::{AsyncRuntime, Config, RaftMetrics, SnapshotPolicy};
+use replica::Attempts;
 use state_machine::State;
 
 use super::disk;
 use super::link::Network;
 use super::machine::Machine;
-use super::runtime::{GroupId, SimInstant, SimRuntime, current_group, spawn};
+use super::runtime::{GroupId, SimInstant, SimRuntime, current_group, random, spawn};
 use super::types::SimTypeConfig;
 use super::world::World;
-use forward::Attempts;
 pub(crate) use forward::Decided;
 pub(crate) use office::Office;
 pub(crate) use service::{Failure, Outcome, Published};
@@ -70,7 +75,14 @@ pub(crate) struct Replica {
     pub(crate) machine: Machine,
     pub(crate) office: Sender<Option<Office>>,
     pub(crate) sessions: NodeSessions,
-    attempts: Attempts,
+    /// What it goes by when it asks others: as in production, drawn when it starts.
+    asker: u64,
+    last_question: AtomicU64,
+    attempts: Mutex<Attempts>,
+    /// A change of the membership is being made.
+    membership_changes: tokio::sync::Mutex<()>,
+    /// This process has been a member.
+    was_member: AtomicBool,
     /// Counts what the nodes reported here.
     pub(crate) heard: Sender<u64>,
 }
@@ -97,7 +109,11 @@ fn config() -> Result<Arc<Config>, String> {
 
 /// Starts the replica in a place, in the current process, on what its disk has.
 pub(crate) async fn start(world: Arc<World>, place: usize) -> Result<Arc<Replica>, String> {
-    let id = World::id_of(place);
+    let id = world.id_of(place);
+    if world.places[place].disk().is_removed {
+        // It refuses to run on what it has.
+        std::future::pending::<()>().await;
+    }
     let (log, writer) = disk::open(&world, place, id);
     spawn(writer.run());
     let machine =
@@ -114,12 +130,18 @@ pub(crate) async fn start(world: Arc<World>, place: usize) -> Result<Arc<Replica
         machine,
         office: watched(None),
         sessions: NodeSessions::default(),
-        attempts: Attempts::default(),
+        asker: random(|rng| rng.between(1, u64::MAX - 1)),
+        last_question: AtomicU64::new(0),
+        attempts: Mutex::default(),
+        membership_changes: tokio::sync::Mutex::default(),
+        was_member: AtomicBool::new(false),
         heard: watched(0),
     });
     spawn(office::keep_office(replica.clone()));
     spawn(office::keep_time(replica.clone()));
     spawn(lead::lead(replica.clone()));
+    spawn(place::keep_place(replica.clone()));
+    spawn(members::keep_members(replica.clone()));
     Ok(replica)
 }
 

@@ -1,6 +1,7 @@
 //! When the replica leads, and the ledger's clock while it does: as `src/replica/src/leader.rs`, with its clock.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -65,6 +66,9 @@ pub(crate) async fn keep_office(replica: Arc<Replica>) {
     loop {
         let (term, fatal) = {
             let seen = metrics.borrow_and_update();
+            if seen.committed_membership_config.nodes().any(|(id, _)| *id == replica.id) {
+                replica.was_member.store(true, Ordering::Relaxed);
+            }
             (term_to_hold(&seen), seen.running_state.clone().err())
         };
         if let Some(fatal) = fatal {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use observer::WebhookSettings;
 use observer::hotplug::{Settings, WAITING_READY_LIMIT};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// The longest hold that may be set, in seconds: a day.
@@ -13,7 +14,7 @@ const MOST_HOLD_SECONDS: u32 = 86_400;
 const NAMESPACE_BYTES: usize = 63;
 
 /// The admission webhook that keeps KubeVirt's hotplugged volumes in place.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HotplugConfig {
     /// Where the API server asks, over HTTPS with the certificate of `[tls]`.

@@ -193,3 +193,11 @@ fn no_hold_outlives_its_limit() {
     print(Generation::Before, "the same without in-use check", &total);
     assert!(total.count(Reason::HoldExpired) > 0 && total.pauses > 0, "no hold expired");
 }
+
+#[test]
+fn debug_story() {
+    let Ok(seed) = std::env::var("SEED") else { return };
+    let seed: u64 = seed.parse().unwrap();
+    let layers = Layers { max_hold_ms: SHORT_HOLD_MS, in_use_check: true, ..GUARDED };
+    println!("{}", story(seed, Generation::Before, layers, Failures::Last));
+}
