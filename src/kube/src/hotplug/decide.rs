@@ -202,7 +202,8 @@ fn siblings(facts: &Facts) -> Result<Vec<&AttachmentPod>, Why> {
     let pod = &facts.pod;
     let all = known(&facts.siblings)?.map(Vec::as_slice).unwrap_or_default();
     // A sibling on another node keeps nothing staged on this one, as it is in a migration.
-    let is_sibling = |other: &&AttachmentPod| other.uid != pod.uid && other.node == pod.node;
+    let is_sibling =
+        |other: &&AttachmentPod| other.uid != pod.uid && other.node == pod.node && !other.is_trigger;
     Ok(all.iter().filter(is_sibling).collect())
 }
 

@@ -271,9 +271,9 @@ impl World {
         let mut stuck = Vec::new();
         let wanted = if self.vmi.finished { BTreeSet::new() } else { self.vmi.spec.clone() };
         for pod in self.pods.values() {
-            self.tally.pod_gone(pod, self.now);
             let is_current = pod.launcher == self.vmi.launcher && pod.volumes == wanted;
             if !is_current || self.vmi.finished {
+                self.tally.pod_gone(pod, self.now);
                 stuck
                     .push(format!("pod {} with {:?} is still there; wanted {wanted:?}", pod.id, pod.volumes));
             }

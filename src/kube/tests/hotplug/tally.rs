@@ -24,7 +24,7 @@ pub(crate) struct Tally {
     pub(crate) verdicts: BTreeMap<Reason, u64>,
     /// From the first denial of a pod to the last.
     pub(crate) longest_denial_ms: Ms,
-    /// From the first denial of a pod to its end.
+    /// From the first denial of a pod to its end; of one that was wanted again in between, too.
     pub(crate) longest_hold_ms: Ms,
     /// What was left that should have gone, in words.
     pub(crate) stuck: Vec<String>,

@@ -272,10 +272,11 @@ impl World {
 
     /// The next event until `end`, at its time.
     pub(crate) fn next_event(&mut self, end: Ms) -> Option<Event> {
-        while let Some(Reverse((at, _, event))) = self.queue.pop() {
+        while let Some(Reverse((at, _, event))) = self.queue.peek().copied() {
             if at > end {
                 return None;
             }
+            self.queue.pop();
             if event.is_loop() {
                 if self.loops.get(&event) != Some(&at) {
                     continue;
