@@ -48,6 +48,9 @@ pub struct CertificatesArguments {
     /// An operator's Secret, for `rds-csi ctl`
     #[arg(long, value_name = "NAME")]
     operator_secret: String,
+    /// A Secret for the nodes, with the authority's certificate and no key: a node may read all of what its pods mount
+    #[arg(long, value_name = "NAME")]
+    node_secret: Option<String>,
     /// The controllers' StatefulSet: the certificate is good for its pods
     #[arg(long, value_name = "NAME", default_value = "rds-csi-controller")]
     replicas: String,
@@ -71,9 +74,15 @@ impl CertificatesArguments {
         let wrong = named.filter(|(_, name)| DnsName::try_from(name.as_str()).is_err());
         let mut mistakes: Vec<String> =
             wrong.map(|(flag, name)| format!("{flag}: {name:?} is not a DNS name")).collect();
-        let secrets = [&self.ca_secret, &self.controller_secret, &self.operator_secret];
+        let secrets: Vec<_> = [&self.ca_secret, &self.controller_secret, &self.operator_secret]
+            .into_iter()
+            .chain(&self.node_secret)
+            .collect();
         if secrets.iter().enumerate().any(|(index, name)| secrets[..index].contains(name)) {
-            mistakes.push("--ca-secret, --controller-secret, --operator-secret: use three names".to_owned());
+            mistakes.push(
+                "--ca-secret, --controller-secret, --operator-secret, --node-secret: use different names"
+                    .to_owned(),
+            );
         }
         mistakes
     }
@@ -117,6 +126,18 @@ pub async fn run(arguments: &CertificatesArguments) -> Result<(), Failure> {
         keep(&secrets, name, |stored| {
             let (material, verdict) = authority.leaf(&wanted, stored.map(material).as_ref(), now)?;
             Ok(((), material, verdict))
+        })
+        .await?;
+    }
+    if let Some(name) = &arguments.node_secret {
+        let public = Material { key: String::new(), ..authority.material() };
+        keep(&secrets, name, |stored| {
+            let verdict = match stored.map(material) {
+                None => Verdict::Missing,
+                Some(stored) if stored == public => Verdict::Good,
+                Some(_) => Verdict::OtherAuthorities,
+            };
+            Ok(((), public.clone(), verdict))
         })
         .await?;
     }
