@@ -17,6 +17,7 @@ use tokio::process::Command;
 const CA: &str = "rds-csi-ca";
 const CONTROLLERS: &str = "rds-csi-controller-tls";
 const OPERATOR: &str = "rds-csi-operator-tls";
+const NODES: &str = "rds-csi-node-ca";
 
 /// How long after the program's start a webhook configuration comes that it waits for.
 const COMES_LATER: Duration = Duration::from_secs(2);
@@ -26,7 +27,9 @@ async fn run(server: &SimulatedApiServer, more: &[&str]) -> Result<Output> {
     let mut command = Command::new(tools::rds_csi()?);
     command.args(["certificates", "--simulated-api-server", &server.url(), "--namespace", "storage"]);
     command.args(["--ca-secret", CA, "--controller-secret", CONTROLLERS, "--operator-secret", OPERATOR]);
-    command.args(["--replicas", "controller", "--dns", "rds-csi.storage.svc"]).args(more);
+    command
+        .args(["--node-secret", NODES, "--replicas", "controller", "--dns", "rds-csi.storage.svc"])
+        .args(more);
     let output = command.kill_on_drop(true).output().await.context("start rds-csi")?;
     println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(output)
@@ -61,19 +64,23 @@ async fn certificates_are_made_once_and_kept() -> Result<()> {
     ensure!(first.status.success(), "{}", first.status);
     expect_no_key(&server, &first)?;
     let all = || -> Result<Vec<Value>> {
-        [CA, CONTROLLERS, OPERATOR].map(|name| secret(&server, name)).into_iter().collect()
+        [CA, CONTROLLERS, OPERATOR, NODES].map(|name| secret(&server, name)).into_iter().collect()
     };
     let made = all()?;
     for secret in &made {
         ensure!(secret["type"] == "kubernetes.io/tls", "{}", secret["type"]);
         ensure!(file(secret, "ca.crt")? == file(&made[0], "tls.crt")?, "all believe the authority");
     }
+    ensure!(file(&made[3], "tls.key")?.is_empty(), "nodes have a key that is not theirs");
     ensure!(run(&server, &[]).await?.status.success() && all()? == made, "a second run changes nothing");
 
     // Other names: the controllers' certificate alone is made anew.
     let other = run(&server, &["--dns", "another.storage.svc"]).await?;
     let after = all()?;
-    ensure!(other.status.success() && after[0] == made[0] && after[2] == made[2], "only one had to change");
+    ensure!(
+        other.status.success() && after[0] == made[0] && after[2..] == made[2..],
+        "only one had to change"
+    );
     ensure!(file(&after[1], "tls.key")? != file(&made[1], "tls.key")?, "the same key");
     expect_no_key(&server, &other)?;
 

@@ -170,13 +170,7 @@ impl State {
     /// as the operations that were given up tell. What it found in a slot is given up as a conflict, what it never began
     /// as superseded: neither was made by it.
     pub fn made_once(&self, volume: &VolumeId) -> bool {
-        let began = |problem: &Problem| match problem.kind {
-            ProblemKind::Full | ProblemKind::Rejected => true,
-            ProblemKind::Unavailable
-            | ProblemKind::Conflict
-            | ProblemKind::Superseded
-            | ProblemKind::Restoring => false,
-        };
+        let began = |problem: &Problem| matches!(problem.kind, ProblemKind::Full | ProblemKind::Rejected);
         let gave_up = self.failures.iter().any(|f| f.volume == *volume && began(&f.problem));
         gave_up && !self.volumes.contains_key(volume)
     }

@@ -51,9 +51,8 @@ impl State {
         let Some(volumes) = end else { return Ok(Response::Done) };
         let all: Vec<VolumeId> = self.volumes.keys().cloned().collect();
         if volumes != all.len() as u64 {
-            return Err(Refusal::Unsound {
-                reason: format!("only {} of {volumes} volumes have come", all.len()),
-            });
+            let reason = format!("only {} of {volumes} volumes have come", all.len());
+            return Err(Refusal::Unsound { reason });
         }
         all.iter().for_each(|id| self.count_from_now(id, &taken_in));
         Ok(Response::Done)
