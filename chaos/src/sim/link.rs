@@ -62,10 +62,17 @@ impl Link {
         F: Future<Output = Result<R, E>> + Send,
     {
         let to_id = self.to_id;
+        let Some(cluster) = self.world.places[self.from].disk().cluster else {
+            return Err(unreachable("this replica has no cluster yet"));
+        };
         let serve = move |replica: Arc<Replica>| {
             let serve = serve.clone();
-            // Whoever lives there now must not answer for the one that lived there before.
-            async move { if replica.id == to_id { serve(replica).await.ok() } else { None } }
+            async move {
+                // Whoever lives there now must not answer for the one that lived there before, and one that does not
+                // know its cluster yet takes no part in anything: it would be a member that never learns it.
+                let is_meant = replica.id == to_id && replica.cluster() == Some(cluster);
+                if is_meant { serve(replica).await.ok() } else { None }
+            }
         };
         match self.world.call(Endpoint::Replica(self.from), self.to, limit, serve).await {
             Ok(Some(answer)) => Ok(answer),

@@ -190,9 +190,13 @@ impl Replica {
         remaining: Duration,
     ) -> Attempt<Reply> {
         let limit = remaining.min(MAX_QUESTION);
+        let cluster = self.cluster();
         let serve = move |leader: Arc<Self>| {
             let question = question.clone();
             async move {
+                if cluster.is_none() || leader.cluster() != cluster {
+                    return Attempt::Retry("it belongs to another cluster, or to none yet".to_owned());
+                }
                 if leader.seat() != (Seat::Here { term }) {
                     return Attempt::Retry(format!("it does not lead in term {term}"));
                 }

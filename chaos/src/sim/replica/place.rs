@@ -52,6 +52,11 @@ pub(crate) async fn keep_place(replica: Arc<Replica>) {
 }
 
 impl Replica {
+    /// The cluster that it belongs to, or was promised to.
+    pub(crate) fn cluster(&self) -> Option<Uuid> {
+        self.world.places[self.place].disk().cluster
+    }
+
     /// What this replica says of itself; nothing once consensus has stopped.
     async fn report(&self) -> Option<Report> {
         let initialized = self.raft.is_initialized().await.ok()?;
@@ -62,7 +67,7 @@ impl Replica {
             replica_id: self.id,
             name: address_of(self.place).name,
             initialized,
-            cluster_id: self.world.places[self.place].disk().cluster,
+            cluster_id: self.cluster(),
             configured: (0..self.world.places.len()).map(address_of).collect(),
             membership: known(&seen.committed_membership_config),
             leads: seen.state == ServerState::Leader && is_followed,
@@ -133,7 +138,7 @@ impl Replica {
 
     async fn join(self: Arc<Self>, id: u64, address: PeerAddress) -> Attempt<Result<Uuid, String>> {
         let Some(term) = self.term_held() else { return Attempt::Retry("it does not lead".to_owned()) };
-        let Some(cluster) = self.world.places[self.place].disk().cluster else {
+        let Some(cluster) = self.cluster() else {
             return Attempt::Retry("it has no cluster yet".to_owned());
         };
         match self.take_in(term, id, address).await {
@@ -144,8 +149,7 @@ impl Replica {
     }
 
     async fn form_cluster(self: &Arc<Self>, members: BTreeMap<u64, PeerAddress>) -> Result<(), String> {
-        let present = self.world.places[self.place].disk().cluster;
-        let cluster = present.unwrap_or_else(|| {
+        let cluster = self.cluster().unwrap_or_else(|| {
             let number = random(|rng| u128::from(rng.number()) << 64 | u128::from(rng.number()));
             uuid::Builder::from_random_bytes(number.to_be_bytes()).into_uuid()
         });
