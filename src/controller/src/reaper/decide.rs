@@ -16,6 +16,9 @@
 //! | 4 | both seen in use | leave alone |
 //! | 5 | anything else | wait |
 //!
+//! What KubeVirt and the sessions say (rows 1 and 2) has to hold for a while before the side goes
+//! ([`Ground::may_pass`]): a migration that has just succeeded looks the same until it is unpublished.
+//!
 //! Of two sides that nobody uses the target goes, since the source had the volume first. If only the target is
 //! connected, the source goes: a VM that starts again would start where the connection is, and cutting what is not
 //! connected takes nothing from anybody.
@@ -113,14 +116,42 @@ pub(crate) enum Verdict {
     /// Nothing may be done, and somebody has to know.
     LeaveAlone { why: String },
     /// One side goes.
-    Reap(ReapDecision),
+    Reap { decision: ReapDecision, ground: Ground },
+}
+
+/// What says that a side is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    KubeVirt,
+    Sessions,
+    Proof,
+}
+
+impl Ground {
+    /// Whether the side may be about to be unpublished: from a node that is off, nobody unpublishes.
+    pub(crate) fn may_pass(self) -> bool {
+        match self {
+            Self::KubeVirt | Self::Sessions => true,
+            Self::Proof => false,
+        }
+    }
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KubeVirt => "what KubeVirt says",
+            Self::Sessions => "what the sessions say",
+            Self::Proof => "proof that the node is off",
+        })
+    }
 }
 
 /// A verdict before its sentence is complete.
 enum Judgement {
     Wait(String),
     LeaveAlone(String),
-    Stale { side: Side, by: &'static str, because: String },
+    Stale { side: Side, ground: Ground, because: String },
 }
 
 /// Decides on one migration, for the leader in `term`.
@@ -134,11 +165,14 @@ pub(crate) fn decide(facts: &Facts, term: u64) -> Verdict {
     match judgement {
         Judgement::Wait(why) => Verdict::Wait { why: sentence(&why) },
         Judgement::LeaveAlone(why) => Verdict::LeaveAlone { why: sentence(&why) },
-        Judgement::Stale { side, by, because } => Verdict::Reap(ReapDecision {
-            stale: facts.node(side).clone(),
-            decided_by: format!("the reaper of term {term}, by {by}"),
-            evidence: sentence(&because),
-        }),
+        Judgement::Stale { side, ground, because } => {
+            let decision = ReapDecision {
+                stale: facts.node(side).clone(),
+                decided_by: format!("the reaper of term {term}, by {ground}"),
+                evidence: sentence(&because),
+            };
+            Verdict::Reap { decision, ground }
+        }
     }
 }
 
@@ -175,7 +209,7 @@ fn by_kubevirt(facts: &Facts) -> Option<Judgement> {
         }
         KubeVirt::Ended { lost, .. } => Some(Judgement::Stale {
             side: *lost,
-            by: "what KubeVirt says",
+            ground: Ground::KubeVirt,
             because: format!("the {lost} is stale: KubeVirt's migration ended and the VM is not there"),
         }),
     }
@@ -201,7 +235,7 @@ fn by_sight(facts: &Facts) -> Option<Judgement> {
             Side::Target => (Side::Target, "the target is stale: none is in use"),
         },
     };
-    Some(Judgement::Stale { side, by: "what the sessions say", because: because.to_owned() })
+    Some(Judgement::Stale { side, ground: Ground::Sessions, because: because.to_owned() })
 }
 
 fn by_proof(facts: &Facts) -> Option<Judgement> {
@@ -219,7 +253,7 @@ fn by_proof(facts: &Facts) -> Option<Judgement> {
         }
     };
     let because = format!("the {side} is stale: its node is off");
-    Some(Judgement::Stale { side, by: "proof that the node is off", because })
+    Some(Judgement::Stale { side, ground: Ground::Proof, because })
 }
 
 fn nothing_known(facts: &Facts) -> Judgement {

@@ -140,13 +140,13 @@ impl<'a> Hearing<'a> {
 
     /// A side whose sight is unknown is taken only from a node that had time to speak, and did not.
     pub(super) fn heard_first(&self, facts: &Facts, verdict: Verdict) -> Verdict {
-        let Verdict::Reap(decision) = verdict else { return verdict };
+        let Verdict::Reap { decision, ground } = verdict else { return verdict };
         let side = if decision.stale == facts.migration.source { &facts.source } else { &facts.target };
         let may_speak = self.silence(&decision.stale) < SILENCE_OF_A_LOST_SESSION;
         if matches!(side.sight, Sight::Unknown { .. }) && may_speak {
             let why = format!("node {} is heard first; else {}", decision.stale, decision.evidence);
             return Verdict::Wait { why };
         }
-        Verdict::Reap(decision)
+        Verdict::Reap { decision, ground }
     }
 }

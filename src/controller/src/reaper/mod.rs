@@ -7,10 +7,12 @@
 //! remembered that the state does not say again: a new leader begins with an empty reaper, asks for itself, and
 //! finds a migration that is being reaped already in the ledger.
 //!
-//! Three rules stand before the table in `decide`:
+//! Four rules stand beside the table in `decide`:
 //! - evidence counts only if it answers an asking that was sent after the migration was seen overdue;
 //! - a node that can speak is heard before it loses anything: while its sight is unknown, its side goes only after
 //!   [`SILENCE_OF_A_LOST_SESSION`] that this leader itself listened;
+//! - a side that is only idle, or that KubeVirt has left, goes once it has been so for [`STALE_FOR`]: it may be about to
+//!   be unpublished, and then the migration has succeeded;
 //! - a leader that was asleep has listened to nobody meanwhile.
 
 mod decide;
@@ -33,7 +35,7 @@ pub use evidence::{Evidence, Seen, Standing};
 use hearing::{Hearing, Words};
 use off::OffVerdict;
 pub(crate) use shell::Shell;
-use watch::{Attention, Watch};
+use watch::{Attention, STALE_FOR, Watch};
 
 /// Everything is judged anew at least so often: silence grows without an event.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -214,6 +216,7 @@ impl Office {
     fn notice_sleep(&mut self, now: Duration) {
         if now.saturating_sub(self.stepped_at) > ASLEEP_AFTER {
             self.listening_since = now;
+            self.migrations.values_mut().for_each(Watch::forget_stale);
         }
         self.stepped_at = now;
     }
@@ -292,10 +295,17 @@ impl Office {
             watch.note_phase(&migration.phase);
             let about = About::Migration { volume: volume.clone(), migration: migration.id };
             let facts = hearing.facts(volume, migration, watch.asked_first());
-            let said = match hearing.heard_first(&facts, decide(&facts, self.term)) {
+            let verdict = decide(&facts, self.term);
+            let stale_for = watch.stale_for(now, &verdict);
+            let said = match hearing.heard_first(&facts, verdict) {
                 Verdict::Wait { why } => watch.attention.say(self.term, about, why, false),
                 Verdict::LeaveAlone { why } => watch.attention.say(self.term, about, why, true),
-                Verdict::Reap(decision) => {
+                Verdict::Reap { decision, ground } if ground.may_pass() && stale_for < STALE_FOR => {
+                    let seconds = STALE_FOR.as_secs();
+                    let why = format!("in {seconds} s, unless it is unpublished: {}", decision.evidence);
+                    watch.attention.say(self.term, about, why, false)
+                }
+                Verdict::Reap { decision, ground: _ } => {
                     if watch.attention.is_free(now) {
                         let what = format!("node {} loses the volume: {}", decision.stale, decision.evidence);
                         let (volume, migration) = (volume.clone(), migration.id);

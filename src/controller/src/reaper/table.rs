@@ -159,9 +159,9 @@ fn outcome(verdict: &Verdict) -> Expected {
     match verdict {
         Verdict::Wait { .. } => Expected::Wait,
         Verdict::LeaveAlone { .. } => Expected::LeaveAlone,
-        Verdict::Reap(decision) if decision.stale == node("a") => Expected::Source,
-        Verdict::Reap(decision) if decision.stale == node("b") => Expected::Target,
-        Verdict::Reap(decision) => panic!("{decision:?} is no side"),
+        Verdict::Reap { decision, .. } if decision.stale == node("a") => Expected::Source,
+        Verdict::Reap { decision, .. } if decision.stale == node("b") => Expected::Target,
+        Verdict::Reap { decision, .. } => panic!("{decision:?} is no side"),
     }
 }
 
@@ -184,7 +184,7 @@ fn every_combination_of_evidence_and_phase_has_its_decision() {
 fn no_decision_is_ever_one_of_these() {
     for letters in combinations() {
         let facts = facts(&letters);
-        let Verdict::Reap(decision) = decide(&facts, 7) else { continue };
+        let Verdict::Reap { decision, ground } = decide(&facts, 7) else { continue };
         let (side, other) = if decision.stale == facts.migration.source {
             (&facts.source, &facts.target)
         } else {
@@ -200,12 +200,13 @@ fn no_decision_is_ever_one_of_these() {
         let connected_alone = side.sight == Sight::Idle && other.sight == Sight::Absent;
         let source = decision.stale == facts.migration.source;
         assert!(told || source || !connected_alone, "{letters}: takes the only connection");
+        assert!(ground.may_pass() || side.proof != Proof::None, "{letters}: takes it at once, without proof");
     }
 }
 
 #[test]
 fn a_verdict_says_who_and_on_what_evidence() {
-    let Verdict::Reap(decision) = decide(&facts("O-naU--"), 7) else { panic!("no reap") };
+    let Verdict::Reap { decision, .. } = decide(&facts("O-naU--"), 7) else { panic!("no reap") };
     assert_eq!(decision.decided_by, "the reaper of term 7, by what the sessions say");
     assert_eq!(
         decision.evidence,
@@ -214,6 +215,6 @@ fn a_verdict_says_who_and_on_what_evidence() {
     );
     let mut long = facts("O-sa?--");
     long.kubevirt = KubeVirt::Ended { lost: Side::Source, how: "ä".repeat(10_000) };
-    let Verdict::Reap(decision) = decide(&long, 7) else { panic!("no reap") };
+    let Verdict::Reap { decision, .. } = decide(&long, 7) else { panic!("no reap") };
     assert!(decision.evidence.len() <= 500, "{} bytes go into the ledger", decision.evidence.len());
 }

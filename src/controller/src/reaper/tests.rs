@@ -181,6 +181,9 @@ fn at_the_deadline_both_sides_are_asked_and_only_their_answers_count() {
     story.pass(1);
     assert_eq!(story.reaped(), Vec::<&str>::new(), "one did");
     story.look("a", in_use());
+    story.pass(STALE_FOR.as_secs());
+    assert_eq!(story.reaped(), Vec::<&str>::new(), "it may be about to be unpublished");
+    assert!(story.last_said().what.contains("in 10 s, unless it is unpublished"), "{:?}", story.reports);
     story.pass(1);
     assert_eq!(story.reaped(), ["b"]);
     assert_eq!(story.ledger.phase(0), "Reaping");
@@ -217,7 +220,48 @@ fn kubevirts_word_keeps_a_migration_and_ends_it() {
     story.pass_seen(5, &in_use(), &in_use());
     assert_eq!(story.accepted, [], "the side that lost is in use");
     assert!(story.last_said().loud, "{:?}", story.last_said());
+    story.pass_seen(STALE_FOR.as_secs(), &in_use(), &Sight::Idle);
+    assert_eq!(story.accepted, [], "it may be about to be unpublished");
     story.pass_seen(2, &in_use(), &Sight::Idle);
+    assert_eq!(story.reaped(), ["b"]);
+}
+
+#[test]
+fn an_overdue_migration_that_ends_as_it_should_has_succeeded() {
+    for says in [None, Some(KubeVirt::Ended { lost: Side::Source, how: "succeeded".to_owned() })] {
+        let mut story = Story::overdue();
+        story.pass_seen(TIMEOUT.as_secs(), &in_use(), &in_use());
+        // The VM is on its new node: kubelet unmounts, the attacher is slow.
+        story.evidence.kubevirt.extend(says.map(|says| (volume(0), says)));
+        story.pass_seen(STALE_FOR.as_secs() - 1, &Sight::Idle, &in_use());
+        story.ledger.unpublish(0, "a");
+        story.pass_seen(60, &Sight::Idle, &in_use());
+        story.ledger.report_off(0, "a");
+        assert_eq!(story.accepted, []);
+        assert_eq!(story.ledger.state.ended_migrations()[0].outcome, MigrationOutcome::Success);
+    }
+}
+
+#[test]
+fn a_side_is_stale_for_as_long_as_somebody_saw_it_so_without_a_break() {
+    let almost = STALE_FOR.as_secs() - 1;
+    let mut story = Story::overdue();
+    for _ in 0..10 {
+        story.pass_seen(almost, &in_use(), &Sight::Idle);
+        story.pass_seen(1, &in_use(), &in_use());
+        story.pass_seen(almost, &Sight::Idle, &in_use());
+    }
+    assert_eq!(story.accepted, [], "in use in between, and once the one, once the other");
+    // The leader sleeps, and so it does not know what was meanwhile.
+    story.pass_seen(almost, &in_use(), &Sight::Idle);
+    story.ledger.now += Duration::from_secs(60);
+    story.pass_seen(almost, &in_use(), &Sight::Idle);
+    assert_eq!(story.accepted, []);
+    // Another one has not seen it yet.
+    story.next_leader();
+    story.pass_seen(almost, &in_use(), &Sight::Idle);
+    assert_eq!(story.accepted, []);
+    story.pass_seen(3, &in_use(), &Sight::Idle);
     assert_eq!(story.reaped(), ["b"]);
 }
 
@@ -256,7 +300,7 @@ fn a_leader_that_dies_at_any_moment_is_followed_by_one_that_goes_on() {
     let run = |death| {
         let mut story = Story::migrating();
         story.death = death;
-        for _ in 0..TIMEOUT.as_secs() + 20 {
+        for _ in 0..TIMEOUT.as_secs() + 3 * STALE_FOR.as_secs() {
             story.look("a", in_use());
             story.look("b", Sight::Idle);
             story.pass(1);
@@ -459,7 +503,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
         story.evidence.look(number, "b", Sight::Idle);
     }
     // In one second one is judged after the other, those that were asked.
-    story.pass(1);
+    story.pass(STALE_FOR.as_secs() + 1);
     assert_eq!(
         story.accepted.len(),
         MIGRATIONS_ASKED_AT_ONCE,
@@ -470,7 +514,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
             story.evidence.look(number, "a", in_use());
             story.evidence.look(number, "b", Sight::Idle);
         }
-        story.pass(1);
+        story.pass(STALE_FOR.as_secs() + 1);
     }
     assert_eq!(story.accepted.len(), many);
 }
@@ -479,7 +523,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
 fn a_refusal_is_said_and_not_tried_again_at_once() {
     let mut story = Story::overdue();
     story.refuses = true;
-    story.pass_seen(31, &in_use(), &Sight::Idle);
+    story.pass_seen(STALE_FOR.as_secs() + 31, &in_use(), &Sight::Idle);
     assert!((3..=4).contains(&story.refused), "{}", story.refused);
     let refusals = story.reports.iter().filter(|report| report.what.contains("refused")).count();
     assert_eq!(refusals, 1, "{:?}", story.reports);
@@ -497,7 +541,7 @@ fn what_was_answered_to_an_earlier_leader_is_not_heard() {
     assert_eq!(story.accepted, [], "nobody is in office");
     story.next_leader();
     story.tell(Event::Proposed { term: 1, answer: Answer::Refused { why: "late".to_owned() } });
-    story.pass_seen(5, &in_use(), &Sight::Idle);
+    story.pass_seen(5 + STALE_FOR.as_secs(), &in_use(), &Sight::Idle);
     assert_eq!(story.reaped(), ["b"]);
 }
 
@@ -519,6 +563,9 @@ fn one_proposal_at_a_time_and_only_its_own_answer_ends_the_wait() {
         let effects = story.view_step(event);
         effects.iter().filter(|effect| matches!(effect, Effect::Propose { .. })).count()
     };
+    for _ in 0..STALE_FOR.as_secs() {
+        assert_eq!(later(&mut story, Event::Timer), 0);
+    }
     assert_eq!(later(&mut story, Event::Timer), 1);
     assert_eq!(later(&mut story, Event::Timer), 0, "the other one waits for the answer");
     let of_the_first_term = Event::Proposed { term: 1, answer: Answer::NotDecided };

@@ -19,8 +19,8 @@ const NODES: [&str; 3] = ["a", "b", "c"];
 const VOLUMES: usize = 2;
 /// A node speaks so often, at least.
 const REPORT_SECONDS: u64 = 5;
-/// A lost session, a deleted node's minute, the cut, and a look again in between.
-const CALM_SECONDS: u64 = 60 + 30 + 2 * REPORT_SECONDS;
+/// A lost session, a deleted node's minute, a side that is stale for long enough, the cut, and a look again in between.
+const CALM_SECONDS: u64 = 60 + 30 + STALE_FOR.as_secs() + 2 * REPORT_SECONDS;
 
 /// What a node really does.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use state_machine::{MigrationPhase, NodeId};
 
+use super::decide::Verdict;
 use super::{About, Effect, Report};
 
 /// The first wait before a migration is looked at again; each further look doubles it.
@@ -12,6 +13,9 @@ const FIRST_LOOK_AGAIN: Duration = Duration::from_secs(5);
 const LONGEST_LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// So long nothing is proposed again after a refusal.
 const HOLD_AFTER_REFUSAL: Duration = Duration::from_secs(10);
+/// So long a side has to be stale, of those that may be about to be unpublished: a migration that has just succeeded
+/// leaves an idle source behind until kubelet and the attacher are done with it.
+pub(super) const STALE_FOR: Duration = Duration::from_secs(10);
 
 /// One migration past its deadline.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub(super) struct Watch {
     look: Look,
     look_at: Duration,
     looks: u32,
+    /// The side that is stale, and since when without a break.
+    stale: Option<(NodeId, Duration)>,
     pub(super) attention: Attention,
 }
 
@@ -43,6 +49,7 @@ impl Watch {
             look: Look::NotAsked,
             look_at: now,
             looks: 0,
+            stale: None,
             attention: Attention::default(),
         }
     }
@@ -80,6 +87,23 @@ impl Watch {
             self.look = Look::Asking;
         }
         self.sides.clone()
+    }
+
+    /// For how long the side has been stale that the verdict names.
+    pub(super) fn stale_for(&mut self, now: Duration, verdict: &Verdict) -> Duration {
+        let Verdict::Reap { decision, .. } = verdict else {
+            self.stale = None;
+            return Duration::ZERO;
+        };
+        if self.stale.as_ref().is_none_or(|(node, _)| *node != decision.stale) {
+            self.stale = Some((decision.stale.clone(), now));
+        }
+        self.stale.as_ref().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
+    }
+
+    /// What was so while nobody looked is not known.
+    pub(super) fn forget_stale(&mut self) {
+        self.stale = None;
     }
 
     /// The asking has its number.
