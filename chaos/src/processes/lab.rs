@@ -23,6 +23,8 @@ use super::network::Network;
 use super::recorder::Recorder;
 use super::watch::Watch;
 
+/// How long a side has to be stale before it is taken: short, where leaders die every few seconds.
+const REAP_AFTER_SECONDS: u32 = 1;
 /// How many controllers there are.
 pub(super) const CONTROLLERS: usize = 3;
 /// How many nodes: the two sides of a migration, and a third that must wait.
@@ -108,6 +110,7 @@ impl Lab {
             .binary(program)
             .nodes(NODES)
             .log_filter(LOG_FILTER)
+            .reap_after_seconds(REAP_AFTER_SECONDS)
             .appliance_elsewhere(appliance.place())
             .controllers_at(network.as_ref().map(Network::addresses).unwrap_or_default());
         for (index, name) in names.iter().enumerate() {

@@ -16,6 +16,8 @@ use state_machine::{AppliancePath, HostAddress, Nqn};
 
 /// Longest `orphans.interval_seconds` and `orphans.grace_seconds`: a week.
 const MAX_ORPHAN_SECONDS: u32 = 604_800;
+/// Largest `reap_after_seconds`: ten minutes.
+const MAX_REAP_AFTER_SECONDS: u32 = 600;
 /// Largest `orphans.max_per_pass`.
 const MAX_ORPHANS_PER_PASS: u32 = 1_000;
 pub use hotplug::HotplugConfig;
@@ -53,6 +55,10 @@ pub struct ControllerConfig {
     /// Whether a node must be proven off before its slot is free; `false` believes the orchestrator.
     #[serde(default = "yes")]
     pub require_detach_proof: bool,
+    /// How long one side of an overdue migration has to be stale, seen by one leader, before its node loses the volume,
+    /// in seconds. Less than an unpublish usually takes, and migrations that succeeded late are told as timeouts.
+    #[serde(default = "default_reap_after_seconds")]
+    pub reap_after_seconds: u32,
     /// Kubernetes, as far as it is asked.
     #[serde(default)]
     pub kubernetes: KubernetesConfig,
@@ -238,6 +244,10 @@ fn default_call_timeout_seconds() -> u32 {
     60
 }
 
+fn default_reap_after_seconds() -> u32 {
+    10
+}
+
 fn yes() -> bool {
     true
 }
@@ -266,6 +276,11 @@ impl ControllerConfig {
     /// The longest that a CSI call may take when its caller sets no deadline.
     pub fn call_timeout(&self) -> Duration {
         Duration::from_secs(u64::from(self.call_timeout_seconds))
+    }
+
+    /// How long one side of an overdue migration has to be stale before its node loses the volume.
+    pub fn reap_after(&self) -> Duration {
+        Duration::from_secs(u64::from(self.reap_after_seconds))
     }
 
     /// This replica's own entry in `peers`.
@@ -324,6 +339,12 @@ impl ControllerConfig {
         if self.call_timeout_seconds == 0 {
             found.push("call_timeout_seconds: must be at least 1".to_owned());
         }
+        if self.reap_after_seconds > MAX_REAP_AFTER_SECONDS {
+            found.push(format!(
+                "reap_after_seconds: {} is not from 0 to {MAX_REAP_AFTER_SECONDS}",
+                self.reap_after_seconds
+            ));
+        }
         let RaftTiming { heartbeat_ms, election_min_ms, election_max_ms } = self.timing;
         if heartbeat_ms == 0 || heartbeat_ms >= election_min_ms || election_min_ms >= election_max_ms {
             found.push("timing: must be 0 < heartbeat_ms < election_min_ms < election_max_ms".to_owned());
@@ -375,7 +396,7 @@ mod tests {
         "#;
         let mistakes = ControllerConfig::parse(&config(
             peers,
-            "call_timeout_seconds = 0\ntiming = { heartbeat_ms = 200 }\n\
+            "call_timeout_seconds = 0\nreap_after_seconds = 601\ntiming = { heartbeat_ms = 200 }\n\
              topology = { \"a.example/zone\" = \"\", \"b.example/rack\" = \"7\" }\n\
              orphans = { interval_seconds = 0, grace_seconds = 0, max_per_pass = 1001 }\n\
              kubernetes.node_tokens = { audience = \"\", namespace = \"n\", service_account = \"s\" }\n\
@@ -391,6 +412,7 @@ mod tests {
             "tls.key",
             "appliance.port",
             "call_timeout_seconds",
+            "reap_after_seconds: 601 is not",
             "kubernetes.node_tokens: needs",
             "orphans.interval_seconds: 0 is not",
             "orphans.grace_seconds: 0 is not",

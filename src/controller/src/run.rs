@@ -186,7 +186,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         Ok(())
     });
     let evidence = Arc::new(LeadersEvidence::new(sessions.clone(), kubernetes.observer.clone()));
-    let reaper = reaper::Shell { replica: replica.clone(), evidence };
+    let reaper = reaper::Shell { replica: replica.clone(), evidence, reap_after: config.reap_after() };
     let reaper_stop = stop.clone();
     tasks.spawn(async move {
         reaper.run(reaper_stop).await;

@@ -8,7 +8,7 @@ use rustls::client::ClientConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::{ConfigBuilder, ConfigSide, RootCertStore, WantsVerifier, WantsVersions};
 use thiserror::Error;
 use x509_parser::parse_x509_certificate;
@@ -156,6 +156,10 @@ impl Configs {
             let builder = builder.with_client_cert_verifier(verifier);
             let mut config = builder.with_single_cert(chain.clone(), key.clone_key()).map_err(unfit)?;
             config.alpn_protocols = vec![ALPN.to_vec()];
+            // Each connection shows its certificate, also after the authority was changed; and thousands of nodes
+            // that come anew come to another replica.
+            config.send_tls13_tickets = 0;
+            config.session_storage = Arc::new(NoServerSessionStorage {});
             Ok::<_, TlsError>(Arc::new(config))
         };
         let servers = Servers { certified: server(false)?, anyone: server(true)? };

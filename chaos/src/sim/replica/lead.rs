@@ -33,6 +33,9 @@ enum Input {
     Reaper(reaper::Event),
 }
 
+/// How long a side has to be stale before it is taken: short, where leaders die every few seconds.
+const REAP_AFTER: Duration = Duration::from_secs(1);
+
 struct Leader {
     replica: Arc<Replica>,
     hand: Hand,
@@ -51,7 +54,7 @@ pub(crate) async fn lead(replica: Arc<Replica>) {
     let mut leader = Leader {
         hand: Hand { backend, nqn_prefix: nqn_prefix() },
         executor: Executor::default(),
-        reaper: Reaper::default(),
+        reaper: Reaper::new(REAP_AFTER),
         evidence,
         inputs: sender,
         looks_without_quorum: 0,

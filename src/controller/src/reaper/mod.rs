@@ -11,8 +11,8 @@
 //! - evidence counts only if it answers an asking that was sent after the migration was seen overdue;
 //! - a node that can speak is heard before it loses anything: while its sight is unknown, its side goes only after
 //!   [`SILENCE_OF_A_LOST_SESSION`] that this leader itself listened;
-//! - a side that is only idle, or that KubeVirt has left, goes once it has been so for [`STALE_FOR`]: it may be about to
-//!   be unpublished, and then the migration has succeeded;
+//! - a side that is only idle, or that KubeVirt has left, goes once one leader has seen it so for a while: it may be
+//!   about to be unpublished, and then the migration has succeeded;
 //! - a leader that was asleep has listened to nobody meanwhile.
 
 mod decide;
@@ -35,7 +35,7 @@ pub use evidence::{Evidence, Seen, Standing};
 use hearing::{Hearing, Words};
 use off::OffVerdict;
 pub(crate) use shell::Shell;
-use watch::{Attention, STALE_FOR, Watch};
+use watch::{Attention, Watch};
 
 /// Everything is judged anew at least so often: silence grows without an event.
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -131,8 +131,10 @@ pub struct View<'a> {
 }
 
 /// The reaper's state: nothing, unless this replica leads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reaper {
+    /// How long a side has to be stale before it is taken.
+    reap_after: Duration,
     office: Option<Office>,
 }
 
@@ -140,6 +142,7 @@ pub struct Reaper {
 #[derive(Debug)]
 struct Office {
     term: u64,
+    reap_after: Duration,
     /// Since when this leader would have heard a node that speaks.
     listening_since: Duration,
     stepped_at: Duration,
@@ -164,10 +167,16 @@ struct Motion {
 }
 
 impl Reaper {
+    /// Of a replica that does not lead yet. A side that may be about to be unpublished is taken once it has been stale
+    /// for `reap_after`.
+    pub fn new(reap_after: Duration) -> Self {
+        Self { reap_after, office: None }
+    }
+
     /// Takes in one event and says what is to be done. `now` is a monotonic clock's.
     pub fn step(&mut self, event: Event, now: Duration, view: View<'_>) -> Vec<Effect> {
         if let Event::TookOffice { term } = event {
-            self.office = Some(Office::new(term, now));
+            self.office = Some(Office::new(term, self.reap_after, now));
         }
         let Some(office) = &mut self.office else { return Vec::new() };
         office.notice_sleep(now);
@@ -178,8 +187,7 @@ impl Reaper {
                 return effects;
             }
             Event::TookOffice { .. } | Event::Changed => office.stale = true,
-            // With thousands of nodes, all would be judged for each: where nothing is doubtful it can wait.
-            Event::Heard => office.stale |= !office.migrations.is_empty() || !office.nodes.is_empty(),
+            Event::Heard => office.stale |= office.is_doubtful(),
             Event::Timer => {}
             Event::Asked { number } => office.asked(number),
             Event::Proposed { term, answer } => effects.extend(office.proposed(now, term, answer)),
@@ -190,6 +198,12 @@ impl Reaper {
         effects
     }
 
+    /// Whether [`Event::Heard`] has to be told. Thousands of nodes speak all the time: where nothing is doubtful, what
+    /// they say can wait.
+    pub fn listens(&self) -> bool {
+        self.office.as_ref().is_some_and(Office::is_doubtful)
+    }
+
     /// When [`Event::Timer`] has to be told.
     pub fn wake_at(&self) -> Option<Duration> {
         self.office.as_ref().map(Office::wake_at)
@@ -197,9 +211,10 @@ impl Reaper {
 }
 
 impl Office {
-    fn new(term: u64, now: Duration) -> Self {
+    fn new(term: u64, reap_after: Duration, now: Duration) -> Self {
         Self {
             term,
+            reap_after,
             listening_since: now,
             stepped_at: now,
             judged_at: None,
@@ -219,6 +234,10 @@ impl Office {
             self.migrations.values_mut().for_each(Watch::forget_stale);
         }
         self.stepped_at = now;
+    }
+
+    fn is_doubtful(&self) -> bool {
+        !self.migrations.is_empty() || !self.nodes.is_empty()
     }
 
     fn wake_at(&self) -> Duration {
@@ -300,9 +319,12 @@ impl Office {
             let said = match hearing.heard_first(&facts, verdict) {
                 Verdict::Wait { why } => watch.attention.say(self.term, about, why, false),
                 Verdict::LeaveAlone { why } => watch.attention.say(self.term, about, why, true),
-                Verdict::Reap { decision, ground } if ground.may_pass() && stale_for < STALE_FOR => {
-                    let seconds = STALE_FOR.as_secs();
-                    let why = format!("in {seconds} s, unless it is unpublished: {}", decision.evidence);
+                Verdict::Reap { decision, ground } if ground.may_pass() && stale_for < self.reap_after => {
+                    let why = format!(
+                        "in {} s, unless it is unpublished: {}",
+                        self.reap_after.as_secs(),
+                        decision.evidence
+                    );
                     watch.attention.say(self.term, about, why, false)
                 }
                 Verdict::Reap { decision, ground: _ } => {

@@ -18,6 +18,8 @@ const ANSWERS_QUEUED: usize = 16;
 pub(crate) struct Shell<E> {
     pub(crate) replica: Replica,
     pub(crate) evidence: Arc<E>,
+    /// How long a side has to be stale before it is taken.
+    pub(crate) reap_after: Duration,
 }
 
 impl<E: Evidence> Shell<E> {
@@ -27,7 +29,7 @@ impl<E: Evidence> Shell<E> {
         let mut leadership = self.replica.watch_leadership();
         let mut applied = self.replica.watch_applied();
         let mut news = self.evidence.watch();
-        let (mut reaper, begun) = (Reaper::default(), Instant::now());
+        let (mut reaper, begun) = (Reaper::new(self.reap_after), Instant::now());
         leadership.mark_changed();
         loop {
             let wait = reaper.wake_at().map(|at| at.saturating_sub(begun.elapsed()));
@@ -45,7 +47,7 @@ impl<E: Evidence> Shell<E> {
                     if changed.is_err() { return }
                     Event::Changed
                 }
-                changed = news.changed() => {
+                changed = news.changed(), if reaper.listens() => {
                     if changed.is_err() { return }
                     Event::Heard
                 }

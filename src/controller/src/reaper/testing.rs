@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use super::decide::{KubeVirt, Sight};
 use super::evidence::{Evidence, Seen, Standing};
 
+/// How long a side has to be stale before it is taken.
+pub(super) const REAP_AFTER: Duration = Duration::from_secs(10);
 /// `migrationTimeoutSeconds` of the volumes here.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 

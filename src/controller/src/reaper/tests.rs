@@ -2,7 +2,7 @@
 
 use state_machine::{MigrationOutcome, OffProof};
 
-use super::testing::{FakeEvidence, Ledger, TIMEOUT, in_use, node, volume};
+use super::testing::{FakeEvidence, Ledger, REAP_AFTER, TIMEOUT, in_use, node, volume};
 use super::*;
 
 /// Where the leader of the day dies, counted in effects.
@@ -35,7 +35,7 @@ impl Story {
         let mut story = Self {
             ledger,
             evidence: FakeEvidence::default(),
-            reaper: Reaper::default(),
+            reaper: Reaper::new(REAP_AFTER),
             term: 0,
             reports: Vec::new(),
             asked: Vec::new(),
@@ -66,7 +66,7 @@ impl Story {
 
     fn next_leader(&mut self) {
         self.term += 1;
-        self.reaper = Reaper::default();
+        self.reaper = Reaper::new(REAP_AFTER);
         self.evidence.forget_sessions();
         self.tell(Event::TookOffice { term: self.term });
     }
@@ -165,6 +165,7 @@ impl Story {
 fn within_its_time_a_migration_is_nobodys_business() {
     let mut story = Story::migrating();
     story.pass_seen(TIMEOUT.as_secs() - 1, &in_use(), &Sight::Idle);
+    assert!(!story.reaper.listens());
     assert_eq!((story.reports, story.asked, story.accepted), (vec![], vec![], vec![]));
 }
 
@@ -173,6 +174,7 @@ fn at_the_deadline_both_sides_are_asked_and_only_their_answers_count() {
     let mut story = Story::migrating();
     story.pass_seen(TIMEOUT.as_secs(), &in_use(), &Sight::Idle);
     assert_eq!(story.ledger.phase(0), "Overdue");
+    assert!(story.reaper.listens(), "what the nodes say counts at once");
     assert_eq!(story.asked, [BTreeSet::from([node("a"), node("b")])]);
     story.pass(3);
     assert_eq!(story.reaped(), Vec::<&str>::new(), "both looked before the deadline only");
@@ -181,7 +183,7 @@ fn at_the_deadline_both_sides_are_asked_and_only_their_answers_count() {
     story.pass(1);
     assert_eq!(story.reaped(), Vec::<&str>::new(), "one did");
     story.look("a", in_use());
-    story.pass(STALE_FOR.as_secs());
+    story.pass(REAP_AFTER.as_secs());
     assert_eq!(story.reaped(), Vec::<&str>::new(), "it may be about to be unpublished");
     assert!(story.last_said().what.contains("in 10 s, unless it is unpublished"), "{:?}", story.reports);
     story.pass(1);
@@ -220,7 +222,7 @@ fn kubevirts_word_keeps_a_migration_and_ends_it() {
     story.pass_seen(5, &in_use(), &in_use());
     assert_eq!(story.accepted, [], "the side that lost is in use");
     assert!(story.last_said().loud, "{:?}", story.last_said());
-    story.pass_seen(STALE_FOR.as_secs(), &in_use(), &Sight::Idle);
+    story.pass_seen(REAP_AFTER.as_secs(), &in_use(), &Sight::Idle);
     assert_eq!(story.accepted, [], "it may be about to be unpublished");
     story.pass_seen(2, &in_use(), &Sight::Idle);
     assert_eq!(story.reaped(), ["b"]);
@@ -233,7 +235,7 @@ fn an_overdue_migration_that_ends_as_it_should_has_succeeded() {
         story.pass_seen(TIMEOUT.as_secs(), &in_use(), &in_use());
         // The VM is on its new node: kubelet unmounts, the attacher is slow.
         story.evidence.kubevirt.extend(says.map(|says| (volume(0), says)));
-        story.pass_seen(STALE_FOR.as_secs() - 1, &Sight::Idle, &in_use());
+        story.pass_seen(REAP_AFTER.as_secs() - 1, &Sight::Idle, &in_use());
         story.ledger.unpublish(0, "a");
         story.pass_seen(60, &Sight::Idle, &in_use());
         story.ledger.report_off(0, "a");
@@ -244,7 +246,7 @@ fn an_overdue_migration_that_ends_as_it_should_has_succeeded() {
 
 #[test]
 fn a_side_is_stale_for_as_long_as_somebody_saw_it_so_without_a_break() {
-    let almost = STALE_FOR.as_secs() - 1;
+    let almost = REAP_AFTER.as_secs() - 1;
     let mut story = Story::overdue();
     for _ in 0..10 {
         story.pass_seen(almost, &in_use(), &Sight::Idle);
@@ -300,7 +302,7 @@ fn a_leader_that_dies_at_any_moment_is_followed_by_one_that_goes_on() {
     let run = |death| {
         let mut story = Story::migrating();
         story.death = death;
-        for _ in 0..TIMEOUT.as_secs() + 3 * STALE_FOR.as_secs() {
+        for _ in 0..TIMEOUT.as_secs() + 3 * REAP_AFTER.as_secs() {
             story.look("a", in_use());
             story.look("b", Sight::Idle);
             story.pass(1);
@@ -503,7 +505,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
         story.evidence.look(number, "b", Sight::Idle);
     }
     // In one second one is judged after the other, those that were asked.
-    story.pass(STALE_FOR.as_secs() + 1);
+    story.pass(REAP_AFTER.as_secs() + 1);
     assert_eq!(
         story.accepted.len(),
         MIGRATIONS_ASKED_AT_ONCE,
@@ -514,7 +516,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
             story.evidence.look(number, "a", in_use());
             story.evidence.look(number, "b", Sight::Idle);
         }
-        story.pass(STALE_FOR.as_secs() + 1);
+        story.pass(REAP_AFTER.as_secs() + 1);
     }
     assert_eq!(story.accepted.len(), many);
 }
@@ -523,7 +525,7 @@ fn only_so_many_migrations_are_looked_at_at_once_and_each_has_its_turn() {
 fn a_refusal_is_said_and_not_tried_again_at_once() {
     let mut story = Story::overdue();
     story.refuses = true;
-    story.pass_seen(STALE_FOR.as_secs() + 31, &in_use(), &Sight::Idle);
+    story.pass_seen(REAP_AFTER.as_secs() + 31, &in_use(), &Sight::Idle);
     assert!((3..=4).contains(&story.refused), "{}", story.refused);
     let refusals = story.reports.iter().filter(|report| report.what.contains("refused")).count();
     assert_eq!(refusals, 1, "{:?}", story.reports);
@@ -541,7 +543,7 @@ fn what_was_answered_to_an_earlier_leader_is_not_heard() {
     assert_eq!(story.accepted, [], "nobody is in office");
     story.next_leader();
     story.tell(Event::Proposed { term: 1, answer: Answer::Refused { why: "late".to_owned() } });
-    story.pass_seen(5 + STALE_FOR.as_secs(), &in_use(), &Sight::Idle);
+    story.pass_seen(5 + REAP_AFTER.as_secs(), &in_use(), &Sight::Idle);
     assert_eq!(story.reaped(), ["b"]);
 }
 
@@ -563,7 +565,7 @@ fn one_proposal_at_a_time_and_only_its_own_answer_ends_the_wait() {
         let effects = story.view_step(event);
         effects.iter().filter(|effect| matches!(effect, Effect::Propose { .. })).count()
     };
-    for _ in 0..STALE_FOR.as_secs() {
+    for _ in 0..REAP_AFTER.as_secs() {
         assert_eq!(later(&mut story, Event::Timer), 0);
     }
     assert_eq!(later(&mut story, Event::Timer), 1);

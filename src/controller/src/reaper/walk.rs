@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use state_machine::AttachmentPhase;
 
-use super::testing::{FakeEvidence, Ledger, in_use, node, volume};
+use super::testing::{FakeEvidence, Ledger, REAP_AFTER, in_use, node, volume};
 use super::*;
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ const VOLUMES: usize = 2;
 /// A node speaks so often, at least.
 const REPORT_SECONDS: u64 = 5;
 /// A lost session, a deleted node's minute, a side that is stale for long enough, the cut, and a look again in between.
-const CALM_SECONDS: u64 = 60 + 30 + STALE_FOR.as_secs() + 2 * REPORT_SECONDS;
+const CALM_SECONDS: u64 = 60 + 30 + REAP_AFTER.as_secs() + 2 * REPORT_SECONDS;
 
 /// What a node really does.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ impl World {
             assert!(ledger.attach(number, "a") && ledger.attach(number, "b"));
         }
         let nodes = BTreeMap::from([("a", real(Some(true))), ("b", real(Some(false))), ("c", real(None))]);
-        let (evidence, reaper) = (FakeEvidence::default(), Reaper::default());
+        let (evidence, reaper) = (FakeEvidence::default(), Reaper::new(REAP_AFTER));
         let mut world =
             Self { ledger, evidence, nodes, reaper, term: 0, dies: None, reaped: BTreeMap::new() };
         world.next_leader();
@@ -84,7 +84,7 @@ impl World {
 
     fn next_leader(&mut self) {
         self.term += 1;
-        self.reaper = Reaper::default();
+        self.reaper = Reaper::new(REAP_AFTER);
         self.evidence.forget_sessions();
         self.tell(Event::TookOffice { term: self.term });
     }

@@ -13,9 +13,6 @@ const FIRST_LOOK_AGAIN: Duration = Duration::from_secs(5);
 const LONGEST_LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// So long nothing is proposed again after a refusal.
 const HOLD_AFTER_REFUSAL: Duration = Duration::from_secs(10);
-/// So long a side has to be stale, of those that may be about to be unpublished: a migration that has just succeeded
-/// leaves an idle source behind until kubelet and the attacher are done with it.
-pub(super) const STALE_FOR: Duration = Duration::from_secs(10);
 
 /// One migration past its deadline.
 #[derive(Debug)]

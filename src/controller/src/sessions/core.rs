@@ -333,7 +333,12 @@ impl Sessions {
                 effects.extend(asked.map(|number| Effect::Order { session: id, number, cuts: Vec::new() }));
             }
         }
-        self.last_heard.insert(node.clone(), now);
+        match self.last_heard.get_mut(node) {
+            Some(heard) => *heard = now,
+            None => {
+                self.last_heard.insert(node.clone(), now);
+            }
+        }
         self.lost.remove(node);
         Ok(effects)
     }

@@ -41,8 +41,7 @@ pub struct ClusterBuilder {
     wishes: Wishes,
     binary: Option<PathBuf>,
     log_filter: Option<String>,
-    latencies: SimulatedLatencies,
-    appliance: Option<ApplianceElsewhere>,
+    settings: files::Settings,
     surroundings: BTreeMap<String, Surroundings>,
 }
 
@@ -73,7 +72,13 @@ impl ClusterBuilder {
 
     /// Starts no simulated appliance: the controllers use this one.
     pub fn appliance_elsewhere(mut self, appliance: ApplianceElsewhere) -> Self {
-        self.appliance = Some(appliance);
+        self.settings.elsewhere = Some(appliance);
+        self
+    }
+
+    /// How long one side of an overdue migration has to be stale before it is taken, in seconds.
+    pub fn reap_after_seconds(mut self, seconds: u32) -> Self {
+        self.settings.reap_after_seconds = Some(seconds);
         self
     }
 
@@ -102,7 +107,7 @@ impl ClusterBuilder {
 
     /// Lets the simulated appliance answer at once instead of as slowly as hardware was measured to.
     pub(crate) fn instant_appliance(mut self) -> Self {
-        self.latencies = SimulatedLatencies::None;
+        self.settings.latencies = SimulatedLatencies::None;
         self
     }
 
@@ -134,9 +139,9 @@ impl ClusterBuilder {
             }
         };
         let layout = Layout::open_or_choose(&directory, &self.wishes)?;
-        files::write_all(&layout, self.latencies, self.appliance)?;
+        files::write_all(&layout, self.settings)?;
         let mut processes = processes(&layout, &binary, self.log_filter.as_deref().unwrap_or("info"));
-        if self.appliance.is_some() {
+        if self.settings.elsewhere.is_some() {
             processes.retain(|process| process.name() != SIMULATOR);
         }
         let processes = processes

@@ -29,6 +29,8 @@ struct ControllerFile {
     listen: String,
     csi_socket: String,
     metrics_address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reap_after_seconds: Option<u32>,
     tls: TlsSection,
     appliance: ApplianceSection,
     volumes: VolumesSection,
@@ -87,14 +89,19 @@ pub(crate) fn operator_access(layout: &Layout) -> PathBuf {
     layout.directory().join("ctl.toml")
 }
 
+/// What may be another than usual in the settings of a cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    pub(crate) latencies: SimulatedLatencies,
+    /// Where the appliance is, unless it is beside the controllers.
+    pub(crate) elsewhere: Option<ApplianceElsewhere>,
+    pub(crate) reap_after_seconds: Option<u32>,
+}
+
 /// Writes whatever is missing, and all settings anew.
-pub(crate) fn write_all(
-    layout: &Layout,
-    latencies: SimulatedLatencies,
-    elsewhere: Option<ApplianceElsewhere>,
-) -> anyhow::Result<()> {
-    let writer = Writer::open(layout, elsewhere)?;
-    writer.simulator(latencies)?;
+pub(crate) fn write_all(layout: &Layout, settings: Settings) -> anyhow::Result<()> {
+    let writer = Writer::open(layout, settings)?;
+    writer.simulator()?;
     for place in &layout.controllers {
         writer.controller(place)?;
     }
@@ -106,20 +113,19 @@ pub(crate) fn write_all(
 
 struct Writer<'a> {
     layout: &'a Layout,
-    /// Where the appliance is, unless it is beside the controllers.
-    elsewhere: Option<ApplianceElsewhere>,
+    settings: Settings,
     authority: Authority,
     keys: PathBuf,
 }
 
 impl<'a> Writer<'a> {
-    fn open(layout: &'a Layout, elsewhere: Option<ApplianceElsewhere>) -> anyhow::Result<Self> {
+    fn open(layout: &'a Layout, settings: Settings) -> anyhow::Result<Self> {
         let certificates = make_directory(&layout.directory().join("certificates"))?;
         let keys = make_directory(&layout.directory().join("ssh"))?;
-        Ok(Self { layout, elsewhere, authority: Authority::open_or_create(&certificates)?, keys })
+        Ok(Self { layout, settings, authority: Authority::open_or_create(&certificates)?, keys })
     }
 
-    fn simulator(&self, latencies: SimulatedLatencies) -> anyhow::Result<()> {
+    fn simulator(&self) -> anyhow::Result<()> {
         let kept = make_directory(&self.layout.state_directory(SIMULATOR))?;
         let backing_directory = match self.layout.fabric {
             Fabric::Fake => None,
@@ -129,7 +135,7 @@ impl<'a> Writer<'a> {
         self.ssh_key("host")?;
         let settings = SimulatorSettings {
             listen: self.layout.simulator_address(),
-            latencies,
+            latencies: self.settings.latencies,
             authorized_keys: vec![client],
             host_key_file: Some(self.keys.join("host")),
             state_file: Some(kept.join("state.json")),
@@ -148,13 +154,14 @@ impl<'a> Writer<'a> {
         };
         let beside = self.layout.simulator_address();
         let appliance =
-            self.elsewhere.unwrap_or(ApplianceElsewhere { ssh: beside, nvme_address: beside.ip() });
+            self.settings.elsewhere.unwrap_or(ApplianceElsewhere { ssh: beside, nvme_address: beside.ip() });
         let file = ControllerFile {
             name: place.name.clone(),
             data_dir: make_directory(&self.layout.state_directory(&place.name))?,
             listen: place.address().to_string(),
             csi_socket: self.endpoint(&place.name),
             metrics_address: place.metrics_address().to_string(),
+            reap_after_seconds: self.settings.reap_after_seconds,
             tls: self.tls(files),
             appliance: ApplianceSection {
                 address: appliance.ssh.ip().to_string(),
@@ -258,7 +265,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let wishes = Wishes { fabric: Some(fabric), ..Wishes::default() };
             let layout = Layout::open_or_choose(directory.path(), &wishes).unwrap();
-            write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
+            write_all(&layout, Settings::default()).unwrap();
             for place in &layout.controllers {
                 let config = ControllerConfig::parse(&read(&layout, &place.name)).unwrap();
                 assert_eq!(config.listen, place.address());
@@ -279,10 +286,10 @@ mod tests {
     fn keys_survive_a_second_start() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::open_or_choose(directory.path(), &Wishes::default()).unwrap();
-        write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
+        write_all(&layout, Settings::default()).unwrap();
         let keys = || ["ssh/client", "ssh/host"].map(|key| fs::read(directory.path().join(key)).unwrap());
         let before = keys();
-        write_all(&layout, SimulatedLatencies::AsMeasured, None).unwrap();
+        write_all(&layout, Settings::default()).unwrap();
         assert_eq!(keys(), before);
     }
 }
