@@ -39,11 +39,6 @@ use crate::sessions::{AskLeader, LeaderService, NodeSessions};
 /// How long open connections may hold up the end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a silent caller is asked whether it is still there, and how long it has to answer. A node that speaks as
-/// often as it should is never asked.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Why a controller could not start, or had to end.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -261,8 +256,6 @@ fn serve_peers(
     let failed = move |reason: String| RunError::Peers { address: address.to_string(), reason };
     let incoming = replica.tls().incoming(listener, let_in)?;
     let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(replica.peer_service())
         .add_service(NodeGatewayServer::with_interceptor(
             Gateway { replica, sessions: sessions.clone(), callers },

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use futures::stream::{self, Stream};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -20,6 +21,14 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES_AT_ONCE: usize = 1_024;
 /// Pause after the system could not accept a connection, for want of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the kernel waits for a caller to acknowledge what was said to it, or a question whether it is still there.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so much silence the kernel asks. No timer of ours for that: it would wake the process for thousands of nodes
+/// that speak in time.
+const ASK_AFTER: Duration = Duration::from_secs(20);
+/// And again after so long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Whom a server lets in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +94,33 @@ impl Door {
         self.handshakes.spawn(async move {
             // Small messages go back and forth: waiting for more to send would only delay them.
             stream.set_nodelay(true)?;
+            end_with_the_caller(&stream)?;
             timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
         });
+    }
+}
+
+/// Has the kernel end the connection once the caller's host no longer answers.
+fn end_with_the_caller(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let questions = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_AGAIN_AFTER);
+    socket.set_tcp_keepalive(&questions)?;
+    socket.set_tcp_user_timeout(Some(ACKNOWLEDGE_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_looks_whether_a_caller_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        end_with_the_caller(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), ASK_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), ASK_AGAIN_AFTER);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(ACKNOWLEDGE_TIMEOUT));
     }
 }
