@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use rustix::ioctl;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 
 use super::lab::tool;
 
@@ -57,6 +57,8 @@ impl Disk {
         mount(&self.device, &self.mounted_at, c"ext4", MountFlags::empty(), None)
             .context("cannot mount a disk")?;
         self.set_mounted(true);
+        // Another run's namespaces get copies of it, which are to go when it goes here.
+        mount_change(&self.mounted_at, MountPropagationFlags::SHARED).context("cannot share a mount")?;
         Ok(())
     }
 
