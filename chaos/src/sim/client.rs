@@ -51,8 +51,8 @@ pub(crate) struct Client {
 }
 
 /// A volume of a client.
-struct Volume {
-    id: VolumeId,
+pub(super) struct Volume {
+    pub(super) id: VolumeId,
     shared: bool,
     size_bytes: u64,
 }
@@ -86,13 +86,7 @@ impl Client {
     pub(crate) async fn run(mut self) {
         sleep_ms(self.rng.below(2_000)).await;
         while self.is_chaos() {
-            let (number, volumes) = (self.number, self.volumes);
-            self.volumes += 1;
-            let id = format!("pvc-00000000-0000-4000-{number:04}-{volumes:012}");
-            let Ok(id) = VolumeId::parse(&id) else { return };
-            let size_bytes = self.rng.between(1, 4) * GIBIBYTE;
-            self.world.put_in_hand(self.number, &id);
-            let volume = Volume { id, shared: self.rng.per_mille(800), size_bytes };
+            let Some(volume) = self.next_volume() else { return };
             if self.rng.per_mille(SHORT_LIFE_PER_MILLE) {
                 self.short_life(&volume).await;
             } else {
@@ -101,8 +95,18 @@ impl Client {
         }
     }
 
+    /// One that this client has never had, in its hand from now on.
+    pub(super) fn next_volume(&mut self) -> Option<Volume> {
+        let (number, volumes) = (self.number, self.volumes);
+        self.volumes += 1;
+        let id = VolumeId::parse(&format!("pvc-00000000-0000-4000-{number:04}-{volumes:012}")).ok()?;
+        let size_bytes = self.rng.between(1, 4) * GIBIBYTE;
+        self.world.put_in_hand(number, &id);
+        Some(Volume { id, shared: self.rng.per_mille(800), size_bytes })
+    }
+
     /// What is made and deleted at once shows what comes late.
-    async fn short_life(&mut self, volume: &Volume) {
+    pub(super) async fn short_life(&mut self, volume: &Volume) {
         if self.create(volume).await {
             self.read(volume).await;
             self.delete(volume).await;
@@ -199,12 +203,12 @@ impl Client {
         }
     }
 
-    fn any_node(&mut self, but: Option<usize>) -> usize {
+    pub(super) fn any_node(&mut self, but: Option<usize>) -> usize {
         let nodes: Vec<usize> = (0..self.world.nodes.len()).filter(|node| Some(*node) != but).collect();
         self.rng.pick(&nodes).copied().unwrap_or(0)
     }
 
-    async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         sleep_ms(self.rng.between(RETRY_MS.0, RETRY_MS.1)).await;
     }
 
@@ -250,20 +254,6 @@ impl Client {
         }
         if self.rng.per_mille(READ_AFTER_PER_MILLE) {
             self.read(volume).await;
-        }
-    }
-
-    /// Asks for another node before the last one is proven off; what is granted is given back.
-    async fn try_elsewhere(&mut self, volume: &Volume, but: usize) {
-        let node = self.any_node(Some(but));
-        if self.world.nodes[node].has(&volume.id) {
-            return self.pause().await;
-        }
-        if self.publish_once(volume, node).await.is_ok() {
-            self.pause().await;
-        }
-        while self.unpublish_once(volume, node).await.is_err() {
-            self.pause().await;
         }
     }
 
@@ -324,7 +314,7 @@ impl Client {
         None
     }
 
-    async fn unpublish_once(&mut self, volume: &Volume, node: usize) -> Outcome<()> {
+    pub(super) async fn unpublish_once(&mut self, volume: &Volume, node: usize) -> Outcome<()> {
         let (id, node_id) = (volume.id.clone(), self.world.nodes[node].id.clone());
         let request = Request::Unpublish { volume: id.to_string(), node: node_id.to_string() };
         let serve = move |replica: Arc<Replica>| async move {
@@ -333,7 +323,7 @@ impl Client {
         self.call(request, serve, |()| Answer::Ok).await
     }
 
-    async fn publish_once(&mut self, volume: &Volume, node: usize) -> Outcome<Published> {
+    pub(super) async fn publish_once(&mut self, volume: &Volume, node: usize) -> Outcome<Published> {
         let (id, node_id) = (volume.id.clone(), self.world.nodes[node].id.clone());
         let request = Request::Publish { volume: id.to_string(), node: node_id.to_string() };
         let mode = mode(volume.shared);

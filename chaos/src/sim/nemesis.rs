@@ -21,14 +21,20 @@ use crate::history::Installed;
 const LEADER_PER_MILLE: u64 = 500;
 /// Of the kinds there are, a seed uses this share, in a thousand.
 const KINDS_PER_MILLE: u64 = 600;
+/// Of a thousand seeds, so many let the replicas be: what takes longer than a leader lives elsewhere happens there, while
+/// nodes and the appliance fail.
+const SPARES_REPLICAS_PER_MILLE: u64 = 250;
 /// The least and the largest mean pause between two faults of a seed, in ms.
 const PAUSE_MS: (u64, u64) = (700, 9_000);
 /// How long a fault lasts that has no length of its own, in ms.
 const LASTS_MS: (u64, u64) = (300, 15_000);
 /// How long a replica is stopped, in ms: up to several leases.
 const PAUSE_LASTS_MS: (u64, u64) = (200, 9_000);
-/// How long a node is off that is off for good, in ms: beyond the silence that makes its taint a proof.
+/// How long a node is off that is off for good, or cut off from all controllers for long, in ms: beyond the silence that
+/// makes its taint a proof, and that alone is none.
 const OFF_LASTS_MS: (u64, u64) = (35_000, 90_000);
+/// Nodes that are cut off for long, of a thousand that are cut off.
+const CUT_OFF_LONG_PER_MILLE: u64 = 400;
 /// How long a process may take to come to the await that ends it, in ms.
 const AWAITS_LAST_MS: (u64, u64) = (100, 200);
 /// How long somebody is waited for to come to an armed point, in ms.
@@ -67,10 +73,11 @@ impl Nemesis {
     /// The faults that the seed chooses.
     pub(crate) fn new(world: Arc<World>) -> Self {
         let mut rng = random(SimRng::fork);
-        let mut kinds: Vec<Kind> =
-            Kind::all().into_iter().filter(|_| rng.per_mille(KINDS_PER_MILLE)).collect();
+        let spares_replicas = rng.per_mille(SPARES_REPLICAS_PER_MILLE);
+        let possible = || Kind::all().into_iter().filter(|kind| !(spares_replicas && hits_replicas(*kind)));
+        let mut kinds: Vec<Kind> = possible().filter(|_| rng.per_mille(KINDS_PER_MILLE)).collect();
         if kinds.is_empty() {
-            kinds = Kind::all();
+            kinds = possible().collect();
         }
         let pause_ms = rng.between(PAUSE_MS.0, PAUSE_MS.1);
         Self { world, kinds, pause_ms, rng }
@@ -130,7 +137,9 @@ impl Nemesis {
         let usual = if is_long { (LASTS_MS.1, 3 * LASTS_MS.1) } else { LASTS_MS };
         let (least, most) = if kind == Kind::Process(Process::Pause) {
             PAUSE_LASTS_MS
-        } else if kind == Kind::Node(Machine::Off) {
+        } else if kind == Kind::Node(Machine::Off)
+            || kind == Kind::Node(Machine::CutOff) && self.rng.per_mille(CUT_OFF_LONG_PER_MILLE)
+        {
             OFF_LASTS_MS
         } else if kind == Kind::Process(Process::CrashAtAwait) {
             AWAITS_LAST_MS
@@ -328,6 +337,14 @@ impl Nemesis {
             }
         };
         (undo, target, None)
+    }
+}
+
+/// Whether it may end a leader's office.
+fn hits_replicas(kind: Kind) -> bool {
+    match kind {
+        Kind::Partition(_) | Kind::Process(_) | Kind::CrashAt(_) | Kind::Disk(_) => true,
+        Kind::Messages(_) | Kind::Appliance(_) | Kind::Node(_) => false,
     }
 }
 

@@ -15,7 +15,7 @@ use crate::history::{FinalRead, History};
 
 /// How many nodes there are.
 const NODES: (u64, u64) = (3, 4);
-/// How many clients there are.
+/// How many clients with VMs there are; one that makes short-lived volumes and one that reads come with them.
 const CLIENTS: (u64, u64) = (2, 4);
 /// How long faults come, in seconds of simulated time.
 const CHAOS_SECONDS: (u64, u64) = (120, 600);
@@ -114,16 +114,20 @@ async fn run(world: Arc<World>) {
     }
     let clients = random(|rng| rng.between(CLIENTS.0, CLIENTS.1));
     let busy = Arc::new(());
+    let client = |number: u64| Client::new(world.clone(), u32::try_from(number).unwrap_or(0));
     for number in 0..clients {
-        let client = Client::new(world.clone(), u32::try_from(number).unwrap_or(0));
-        let busy = busy.clone();
+        let (client, busy) = (client(number), busy.clone());
         spawn(async move {
             client.run().await;
             drop(busy);
         });
     }
-    let reader = Client::new(world.clone(), u32::try_from(clients).unwrap_or(0));
-    spawn(reader.read_on());
+    let (maker, also_busy) = (client(clients), busy.clone());
+    spawn(async move {
+        maker.make_on().await;
+        drop(also_busy);
+    });
+    spawn(client(clients + 1).read_on());
     spawn_world(Nemesis::new(world.clone()).run());
     sleep_ms(random(|rng| rng.between(CHAOS_SECONDS.0, CHAOS_SECONDS.1)) * 1_000).await;
     world.set_act(Act::Healing);

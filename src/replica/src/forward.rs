@@ -304,3 +304,53 @@ impl Question for ReadIndex {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+
+    use super::*;
+    use crate::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, SystemClock, Timing, TlsFiles};
+
+    /// How long the question may take; it is answered at once.
+    const QUESTION_LIMIT: Duration = Duration::from_secs(1);
+
+    fn certificate(dir: &Path) -> TlsFiles {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names.push(SanType::URI("spiffe://rds-csi/replica/a".try_into().unwrap()));
+        let key = KeyPair::generate().unwrap();
+        let signed = params.signed_by(&key, &authority).unwrap();
+        let files = TlsFiles { ca: dir.join("ca"), cert: dir.join("cert"), key: dir.join("key") };
+        std::fs::write(&files.ca, authority.pem()).unwrap();
+        std::fs::write(&files.cert, signed.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+
+    /// Nobody has noted that consensus has ended: whoever is not told so would ask until then without ever waiting, and
+    /// a few such callers would take all threads.
+    #[tokio::test]
+    async fn who_asks_when_consensus_has_ended_is_told_before_that_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ReplicaConfig {
+            data_dir: dir.path().join("data"),
+            name: "a".to_owned(),
+            peers: vec![PeerAddress { name: "a".to_owned(), address: "127.0.0.1:1".to_owned() }],
+            tls: certificate(dir.path()),
+            timing: Timing::default(),
+            snapshot_every: DEFAULT_SNAPSHOT_EVERY,
+        };
+        let inner = Inner::open(config, Arc::new(SystemClock::new())).await.unwrap();
+        inner.raft.shutdown().await.unwrap();
+        for _ in 0..2 {
+            let answer = inner.through_leader(&ReadIndex, Instant::now() + QUESTION_LIMIT).await;
+            assert!(matches!(answer, Err(Unanswered::Stopped)), "{answer:?}");
+        }
+    }
+}

@@ -86,43 +86,7 @@ impl Replica {
         config: ReplicaConfig,
         clock: Arc<dyn MonotonicClock>,
     ) -> Result<Self, StartError> {
-        config.check().map_err(StartError::Config)?;
-        let raft_config = config.raft().map_err(StartError::Config)?;
-        let peers = Arc::new(Peers::new(&config)?);
-        let store = open(&config.data_dir).await?;
-        let (id, known_cluster) = (store.identity.replica_id, store.identity.cluster_id);
-        if store.identity.removed {
-            let (name, data_dir) = (config.name.clone(), config.data_dir.clone());
-            return Err(StartError::Removed { replica_id: id, name, data_dir });
-        }
-        let cluster_id = Arc::new(known_cluster.map(OnceLock::from).unwrap_or_default());
-        let network = Network { peers: peers.clone(), cluster_id: cluster_id.clone() };
-        let machine = store.machine;
-        let raft = Raft::new(id, raft_config, network, store.log, machine.clone()).await;
-        let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
-        tracing::info!(replica = id, name = config.name, cluster = ?known_cluster, "replica started");
-        let inner = Arc::new(Inner {
-            config,
-            id,
-            raft,
-            machine,
-            clock,
-            peers,
-            cluster_id,
-            identity: Arc::new(Mutex::new(store.identity)),
-            office: watch::Sender::new(None),
-            leadership: watch::Sender::new(None),
-            surroundings: watch::Sender::default(),
-            failure: watch::Sender::new(None),
-            was_member: AtomicBool::new(false),
-            roll: Mutex::default(),
-            asker: Uuid::new_v4().as_u64_pair().0,
-            questions: AtomicU64::new(0),
-            attempts: Mutex::default(),
-            membership_changes: tokio::sync::Mutex::default(),
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        });
+        let inner = Arc::new(Inner::open(config, clock).await?);
         inner.tasks.spawn(leader::keep_office(inner.clone()));
         inner.tasks.spawn(leader::keep_time(inner.clone()));
         inner.tasks.spawn(bootstrap::keep_place(inner.clone()));
@@ -287,6 +251,50 @@ async fn open(dir: &Path) -> Result<Store, StartError> {
 }
 
 impl Inner {
+    /// Opens the storage and starts consensus, and nothing of what lives around it.
+    pub(crate) async fn open(
+        config: ReplicaConfig,
+        clock: Arc<dyn MonotonicClock>,
+    ) -> Result<Self, StartError> {
+        config.check().map_err(StartError::Config)?;
+        let raft_config = config.raft().map_err(StartError::Config)?;
+        let peers = Arc::new(Peers::new(&config)?);
+        let store = open(&config.data_dir).await?;
+        let (id, known_cluster) = (store.identity.replica_id, store.identity.cluster_id);
+        if store.identity.removed {
+            let (name, data_dir) = (config.name.clone(), config.data_dir.clone());
+            return Err(StartError::Removed { replica_id: id, name, data_dir });
+        }
+        let cluster_id = Arc::new(known_cluster.map(OnceLock::from).unwrap_or_default());
+        let network = Network { peers: peers.clone(), cluster_id: cluster_id.clone() };
+        let machine = store.machine;
+        let raft = Raft::new(id, raft_config, network, store.log, machine.clone()).await;
+        let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
+        tracing::info!(replica = id, name = config.name, cluster = ?known_cluster, "replica started");
+        Ok(Self {
+            config,
+            id,
+            raft,
+            machine,
+            clock,
+            peers,
+            cluster_id,
+            identity: Arc::new(Mutex::new(store.identity)),
+            office: watch::Sender::new(None),
+            leadership: watch::Sender::new(None),
+            surroundings: watch::Sender::default(),
+            failure: watch::Sender::new(None),
+            was_member: AtomicBool::new(false),
+            roll: Mutex::default(),
+            asker: Uuid::new_v4().as_u64_pair().0,
+            questions: AtomicU64::new(0),
+            attempts: Mutex::default(),
+            membership_changes: tokio::sync::Mutex::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         self.raft.metrics().borrow_watched().clone()
     }

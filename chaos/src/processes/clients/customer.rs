@@ -33,8 +33,8 @@ const RETRY_MS: std::ops::Range<u64> = 30..300;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// One request in so many is made twice at once, through two replicas.
 const TWINS_ONE_IN: u32 = 10;
-/// Pause between the two of [`Customer::ask_both`]: the first has been decided by then, and need not be done.
-const HASTE: Duration = Duration::from_millis(150);
+/// Pause between the two of [`Customer::ask_both`], in ms: the first is under way by then, and often not done.
+const HASTE_MS: std::ops::Range<u64> = 10..150;
 /// What is added to a client's number for the second one of such a pair.
 const TWIN: u32 = 1_000;
 /// A class whose migrations are overdue as soon as a class may say.
@@ -99,8 +99,9 @@ impl Customer {
         let (through, csi) = self.lab.doors.any_csi(&mut self.random, None)?;
         let (beside, other_csi) = self.lab.doors.any_csi(&mut self.random, None)?;
         let first = attempt(&self.lab, self.id, &through, csi, first, shared);
+        let haste = Duration::from_millis(self.random.random_range(HASTE_MS));
         let second = async {
-            sleep(HASTE).await;
+            sleep(haste).await;
             attempt(&self.lab, self.id + TWIN, &beside, other_csi, second, shared).await
         };
         Some(tokio::join!(first, second).1)

@@ -62,7 +62,13 @@ impl<'a> Hearing<'a> {
         let listened = evidence.listening().unwrap_or_default().min(now.saturating_sub(listening_since));
         let (mut there, mut missing, mut doubtful) = (0, Vec::new(), Vec::new());
         for node in state.nodes().keys() {
-            match evidence.standing(node) {
+            let standing = evidence.standing(node);
+            if planted::is(planted::Bug::LostSessionIsProof)
+                && matches!(standing, Standing::Unknown | Standing::Present)
+            {
+                doubtful.push(node);
+            }
+            match standing {
                 Standing::Unknown => {}
                 Standing::Present => there += 1,
                 Standing::OutOfService => {
