@@ -94,6 +94,8 @@ async fn a_hold_is_seen_at_every_replica() -> Result<()> {
         ensure!(seen.windows(2).all(|pair| pair.first() == pair.last()), "since {seen:?}");
         wait_for_metric(lab, &lab.leader_name().await?, "rds_csi_hotplug_held_pods 1").await?;
         wait_for_metric(lab, &first, "rds_csi_hotplug_held_pods 0").await?;
+        wait_for_metric(lab, &first, "rds_csi_hotplug_longest_hold_seconds 0").await?;
+        wait_for_metric(lab, &first, "rds_csi_hotplug_decisions_total{reason=\"HoldExpired\"} 0").await?;
         wait_for_metric(lab, &first, "rds_csi_hotplug_decisions_total{reason=\"LastHolder\"} 1").await
     })
     .await

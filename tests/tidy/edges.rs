@@ -53,7 +53,7 @@ const TABLE: &[Row] = &[
     // Wider than DESIGN. Beside the two plugins it runs the simulated appliance (`dev`); its clients (`dev`, `ctl`)
     // speak the protocols, and expect the server's name that `replica` lays down; a scenario looks at the appliance
     // itself, with the driver's own client and types; `certificates` keeps what it makes in Kubernetes, and `bench`
-    // serves `observer`'s webhook by itself.
+    // serves `observer`'s webhook by itself, with the TLS that controllers have.
     row(
         "rds-csi",
         &[
@@ -65,6 +65,7 @@ const TABLE: &[Row] = &[
             "backend",
             "observer",
             "state-machine",
+            "tls",
         ],
     ),
     Row { room: "tests", imports: None, tests_import: &[] },

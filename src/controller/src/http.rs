@@ -57,6 +57,8 @@ async fn ready(State(http): State<Http>) -> (StatusCode, String) {
 async fn metrics(State(http): State<Http>) -> Response {
     let status = http.replica.status();
     let expiry = http.replica.tls().expiry();
+    // What is not known is not held: then nothing is denied.
+    let holds = http.webhook.and_then(|webhook| webhook.holds().ok()).unwrap_or_default();
     let gauges = Gauges {
         // One that no quorum follows may have a successor already, and then everything would count twice.
         is_leader: status.leader == Some(status.id) && status.quorum_ok,
@@ -70,8 +72,12 @@ async fn metrics(State(http): State<Http>) -> Response {
             .chain([("ca", expiry.ca)])
             .collect(),
         storage_bytes: bytes_under(&http.data_dir),
-        // What is not known is not held: then nothing is denied.
-        hotplug_held: http.webhook.and_then(|webhook| webhook.holds().ok()).map_or(0, |holds| holds.len()),
+        hotplug_held: holds.len(),
+        hotplug_longest_hold: holds
+            .iter()
+            .filter_map(|hold| hold.since.elapsed().ok())
+            .max()
+            .unwrap_or_default(),
         ..http.replica.read_local(ledger_gauges)
     };
     match http.metrics.text(&gauges) {

@@ -72,6 +72,8 @@ pub(crate) struct Gauges {
     pub(crate) overdue_migrations: usize,
     /// Attachment pods whose deletion is denied.
     pub(crate) hotplug_held: usize,
+    /// For how long the oldest of these holds has lasted.
+    pub(crate) hotplug_longest_hold: Duration,
     /// Until when certificates hold, in seconds since 1970, by role.
     pub(crate) certificates: Vec<(&'static str, i64)>,
     /// How many have ended, by outcome.
@@ -320,7 +322,12 @@ impl Metrics {
         }
         self.active_migrations.set(if now.is_leader { led(now.migrations) } else { 0 });
         self.overdue_migrations.set(if now.is_leader { led(now.overdue_migrations) } else { 0 });
-        self.hotplug.held(if now.is_leader { now.hotplug_held } else { 0 });
+        let (held, longest) = (now.hotplug_held, now.hotplug_longest_hold);
+        if now.is_leader {
+            self.hotplug.held(held, longest)
+        } else {
+            self.hotplug.held(0, Duration::ZERO)
+        }
         self.migrations.reset();
         for (outcome, ended) in now.migrations_ended.iter().filter(|_| now.is_leader) {
             self.migrations.with_label_values(&[outcome.name()]).inc_by(*ended);

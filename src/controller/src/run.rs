@@ -1,5 +1,7 @@
 //! A controller's life: start, serve, hand over, stop.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use proto::node::v1::node_gateway_server::NodeGatewayServer;
 use proto::operator::v1::operator_server::OperatorServer;
 use replica::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, Replica, ReplicaConfig, RequireRole, RoleKind, TlsFiles};
 use thiserror::Error;
-use tls::Callers;
+use tls::{Callers, Tls};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::chronicle::Chronicle;
-use crate::config::{ControllerConfig, HotplugConfig};
+use crate::config::ControllerConfig;
 use crate::evidence::LeadersEvidence;
 use crate::executor::{Hand, Shell};
 use crate::hotplug;
@@ -132,8 +134,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     );
     let webhook = match &config.hotplug {
         Some(hotplug) => {
-            let (webhook, serving) =
-                serve_webhook(&config, hotplug, &kubernetes, &metrics, stop.clone()).await?;
+            let webhook = hotplug::webhook(hotplug, &kubernetes, &metrics);
+            let serving = serve_webhook(webhook.clone(), hotplug.listen, replica.tls(), stop.clone()).await?;
             tasks.spawn(serving);
             Some(webhook)
         }
@@ -272,25 +274,22 @@ fn serve_peers(
     })
 }
 
-/// The webhook, and what serves it: a port of its own, as the API server shows no certificate.
+/// Serves the webhook on a port of its own, as API servers show no certificate.
 async fn serve_webhook(
-    config: &ControllerConfig,
-    hotplug: &HotplugConfig,
-    kubernetes: &Kubernetes,
-    metrics: &Metrics,
+    webhook: Webhook,
+    address: SocketAddr,
+    tls: &Tls,
     stop: CancellationToken,
-) -> Result<(Webhook, impl Future<Output = Result<(), RunError>> + use<>), RunError> {
-    let failed = |reason: String| RunError::Hotplug { address: hotplug.listen.to_string(), reason };
-    let listener = TcpListener::bind(hotplug.listen).await.map_err(|error| failed(error.to_string()))?;
+) -> Result<impl Future<Output = Result<(), RunError>> + use<>, RunError> {
+    let failed =
+        |error: io::Error| RunError::Hotplug { address: address.to_string(), reason: error.to_string() };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
     tracing::info!(address = ?listener.local_addr(), "the hotplug webhook is served");
-    let (webhook, certificate) = hotplug::webhook(hotplug, &config.tls, kubernetes, metrics)
-        .map_err(|error| failed(error.to_string()))?;
-    let serving = webhook.clone().serve(listener, certificate, stop);
-    let serving = async {
-        serving.await;
+    let incoming = tls.incoming(listener, Callers::Unasked)?;
+    Ok(async move {
+        webhook.serve(incoming, stop).await;
         Ok(())
-    };
-    Ok((webhook, serving))
+    })
 }
 
 fn service(

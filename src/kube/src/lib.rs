@@ -38,6 +38,6 @@ pub use tokens::{
 };
 pub use watch::{LIST_PAGE, LIST_TIMEOUT, Observer, Settings, SimulatedKubernetes, WATCH_TIMEOUT_SECONDS};
 pub use webhook::{
-    ANSWER_WITHIN, CREATE_PATH, DELETE_PATH, FORMER_HOLD_AFTER, Happening, Hold, HttpsError, MAX_CONNECTIONS,
-    MAX_REVIEW_BYTES, MAX_REVIEWS_UNDER_WAY, ServerCertificate, Webhook, WebhookSettings,
+    ANSWER_WITHIN, CREATE_PATH, DELETE_PATH, Happening, Hold, MAX_CONNECTIONS, MAX_REVIEW_BYTES,
+    MAX_REVIEWS_UNDER_WAY, Webhook, WebhookSettings,
 };

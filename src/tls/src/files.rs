@@ -15,6 +15,8 @@ use x509_parser::parse_x509_certificate;
 
 /// The protocol above TLS: gRPC speaks HTTP/2.
 const ALPN: &[u8] = b"h2";
+/// That of webhooks: the API server offers them nothing else.
+const WEBHOOK_ALPN: &[u8] = b"http/1.1";
 
 /// Where the certificates are, as PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,12 +117,14 @@ pub(crate) struct Configs {
     pub(crate) own_ends: Option<i64>,
 }
 
-/// The same server, strict and open.
+/// The same server for several callers.
 pub(crate) struct Servers {
     /// For callers with a certificate of our authority only.
     pub(crate) certified: Arc<ServerConfig>,
     /// For callers without one as well.
     pub(crate) anyone: Arc<ServerConfig>,
+    /// For callers that are not asked for one, over HTTP/1.1.
+    pub(crate) unasked: Arc<ServerConfig>,
 }
 
 impl Configs {
@@ -162,7 +166,11 @@ impl Configs {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             Ok::<_, TlsError>(Arc::new(config))
         };
-        let servers = Servers { certified: server(false)?, anyone: server(true)? };
+        let unasked = versions(ServerConfig::builder_with_provider(provider()))?.with_no_client_auth();
+        let mut unasked = unasked.with_single_cert(chain.clone(), key.clone_key()).map_err(unfit)?;
+        unasked.alpn_protocols = vec![WEBHOOK_ALPN.to_vec()];
+        let servers =
+            Servers { certified: server(false)?, anyone: server(true)?, unasked: Arc::new(unasked) };
         Ok(Self { client: speaking_http2(client), servers: Some(servers), ca_ends, own_ends })
     }
 }

@@ -37,6 +37,8 @@ pub enum Callers {
     Certified,
     /// Who has none as well; what such a caller may do is for the services to say.
     Anyone,
+    /// Who is not asked for one, and speaks HTTP/1.1: API servers, to webhooks.
+    Unasked,
 }
 
 struct Door {
@@ -47,7 +49,7 @@ struct Door {
 }
 
 impl Tls {
-    /// Callers of `listener` that have proven who they are, for tonic's server. Those that cannot are turned away; the
+    /// Callers of `listener` that have proven who they are as far as `callers` asks. Those that cannot are turned away; the
     /// stream never ends, and dropping it closes the listener.
     pub fn incoming(
         &self,
@@ -89,6 +91,7 @@ impl Door {
         let config = match self.callers {
             Callers::Certified => &servers.certified,
             Callers::Anyone => &servers.anyone,
+            Callers::Unasked => &servers.unasked,
         };
         let acceptor = TlsAcceptor::from(config.clone());
         self.handshakes.spawn(async move {

@@ -7,17 +7,21 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tempfile::TempDir;
 use tls::{Callers, Files, OwnFiles, REREAD_INTERVAL, Tls, TlsError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 const NAME: &str = "server.example";
 /// How long anything may take that is waited for.
@@ -70,20 +74,46 @@ async fn serve(tls: &Tls, callers: Callers) -> SocketAddr {
     address
 }
 
-/// The certificate that a server shows to one without a certificate.
-async fn shown_at(address: SocketAddr, ca: &Path) -> CertificateDer<'static> {
+/// Whether somebody was asked for a certificate; it has none.
+#[derive(Debug, Default)]
+struct Asked(AtomicBool);
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A connection of one without a certificate that speaks `protocols`.
+async fn connect(
+    address: SocketAddr,
+    ca: &Path,
+    protocols: &[&str],
+    asked: Arc<Asked>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut config = builder.with_root_certificates(roots).with_client_cert_resolver(asked);
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let connect = async {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from(NAME).unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     };
-    let stream = tokio::time::timeout(PATIENCE, connect).await.unwrap();
+    tokio::time::timeout(PATIENCE, connect).await.unwrap()
+}
+
+/// The certificate that a server shows to one without a certificate.
+async fn shown_at(address: SocketAddr, ca: &Path) -> CertificateDer<'static> {
+    let stream = connect(address, ca, &[], Arc::default()).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
 
@@ -143,4 +173,21 @@ async fn a_client_may_have_nothing_to_show_a_server_may_not() {
     assert_eq!(tls.expiry().own, None);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     assert!(matches!(tls.incoming(listener, Callers::Anyone).err(), Some(TlsError::NoServer)));
+}
+
+#[tokio::test]
+async fn api_servers_speak_http_1_and_are_asked_for_nothing() {
+    let scene = Scene::new();
+    let tls = Tls::follow(scene.files()).unwrap();
+    let ca = scene.files().ca;
+    for (callers, protocol, other, is_asked) in
+        [(Callers::Unasked, "http/1.1", "h2", false), (Callers::Anyone, "h2", "http/1.1", true)]
+    {
+        let address = serve(&tls, callers).await;
+        let asked = Arc::new(Asked::default());
+        let stream = connect(address, &ca, &[protocol, other], asked.clone()).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol.as_bytes()));
+        assert_eq!(asked.0.load(Ordering::Relaxed), is_asked, "{callers:?}");
+        assert!(connect(address, &ca, &[other], asked).await.is_err(), "{callers:?} speak {other}");
+    }
 }

@@ -22,7 +22,8 @@ pub struct HotplugConfig {
     /// Whether an attachment pod is kept until all hotplugged volumes are Ready for the pod that replaces it, for two
     /// minutes at most.
     pub strict: bool,
-    /// The longest that an attachment pod's deletion is denied, in seconds, counted from the first denial.
+    /// The longest hold: for how long an attachment pod's deletion is denied, in seconds, counted from its first denial.
+    /// Holds that begin anew, as the VM's volumes were changed meanwhile, last four times that in all.
     pub max_hold_seconds: u32,
     /// The namespace of KubeVirt's controller: only its deletions are judged.
     pub kubevirt_namespace: String,

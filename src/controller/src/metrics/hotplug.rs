@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Registry};
+use observer::hotplug::Reason;
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::counters;
 
@@ -14,21 +15,31 @@ const HOLD_BUCKETS_SECONDS: [f64; 10] = [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 pub(crate) struct HotplugMetrics {
     decisions: IntCounterVec,
     held_pods: IntGauge,
+    longest_hold: Gauge,
     hold_seconds: Histogram,
     mutations: IntCounter,
 }
 
 impl HotplugMetrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
+        let decisions = counters(
+            "rds_csi_hotplug_decisions_total",
+            "Deletions of attachment pods that were judged, by reason.",
+            &["reason"],
+        )?;
+        for reason in Reason::ALL {
+            // From 0 on: an increase is not seen of what is there only from its first time on.
+            decisions.with_label_values(&[reason.name()]).inc_by(0);
+        }
         Ok(Self {
-            decisions: counters(
-                "rds_csi_hotplug_decisions_total",
-                "Deletions of attachment pods that were judged, by reason.",
-                &["reason"],
-            )?,
+            decisions,
             held_pods: IntGauge::new(
                 "rds_csi_hotplug_held_pods",
                 "Attachment pods whose deletion is denied now; on the leader only.",
+            )?,
+            longest_hold: Gauge::new(
+                "rds_csi_hotplug_longest_hold_seconds",
+                "For how long the oldest of these holds has lasted, 0 if there is none; on the leader only.",
             )?,
             hold_seconds: Histogram::with_opts(
                 HistogramOpts::new(
@@ -47,6 +58,7 @@ impl HotplugMetrics {
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.decisions.clone()))?;
         registry.register(Box::new(self.held_pods.clone()))?;
+        registry.register(Box::new(self.longest_hold.clone()))?;
         registry.register(Box::new(self.hold_seconds.clone()))?;
         registry.register(Box::new(self.mutations.clone()))
     }
@@ -66,8 +78,9 @@ impl HotplugMetrics {
         self.mutations.inc();
     }
 
-    /// So many are held.
-    pub(super) fn held(&self, pods: usize) {
+    /// So many are held, the first of them for so long.
+    pub(super) fn held(&self, pods: usize, longest: Duration) {
         self.held_pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        self.longest_hold.set(longest.as_secs_f64());
     }
 }

@@ -21,6 +21,8 @@
 //! | 13 | not covered, held < max-hold | deny: LastHolder |
 //! | 14 | held for max-hold | allow, with a Warning: HoldExpired |
 //!
+//! "Held" is counted from the first denial of the hold that the decision belongs to ([`hold`](super::hold)).
+//!
 //! A volume is protected if the pod lists it, its claim is bound to a volume of this driver, and the VMI uses it: its
 //! status is Ready or MountedToPod, or AttachedToNode by way of this very pod (virt-handler may be mounting it), or the
 //! guest has it. Memory-dump and utility volumes never are. A volume is leaving if its claim is no longer bound: nobody
@@ -35,12 +37,9 @@ use std::time::{Duration, SystemTime};
 use super::facts::{
     AttachmentPod, Facts, PodPhase, Reason, Settings, SpecVolume, Verdict, Vmi, VolumePhase, VolumeStatus,
 };
+use super::hold::Current;
 use super::say;
 use crate::index::{Answer, Why};
-
-/// How far a first denial may lie in the future: clocks of replicas differ. One that is further off is not believed,
-/// and the pod counts as held for long enough.
-pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// A row that matched, before its sentence.
 pub(super) struct Row<'a> {
@@ -63,20 +62,11 @@ fn row(reason: Reason) -> Option<Row<'static>> {
 
 /// Decides on the deletion that `facts` speak of, at the time `now`.
 pub fn decide(facts: &Facts, now: SystemTime, settings: &Settings) -> Verdict {
-    let held = held(facts.held_since, now, settings);
+    let hold = Current::of(facts, now, settings);
+    let held = hold.lasted(now, settings);
     let row = find_row(facts, held, settings)
         .unwrap_or_else(|why| Row { why: Some(why), ..Row::of(Reason::Unknown) });
-    say::verdict(facts, row, held, settings)
-}
-
-/// For how long the pod has been held.
-fn held(since: Option<SystemTime>, now: SystemTime, settings: &Settings) -> Duration {
-    let Some(since) = since else { return Duration::ZERO };
-    match now.duration_since(since) {
-        Ok(held) => held,
-        Err(ahead) if ahead.duration() <= CLOCK_TOLERANCE => Duration::ZERO,
-        Err(_) => settings.max_hold,
-    }
+    say::verdict(facts, row, hold, held, settings)
 }
 
 fn find_row<'a>(facts: &'a Facts, held: Duration, settings: &Settings) -> Result<Row<'a>, Why> {
@@ -198,7 +188,7 @@ fn is_used(status: &VolumeStatus, pod: &AttachmentPod) -> bool {
 }
 
 /// The other attachment pods that hold something of the VMI on the pod's node.
-fn siblings(facts: &Facts) -> Result<Vec<&AttachmentPod>, Why> {
+pub(super) fn siblings(facts: &Facts) -> Result<Vec<&AttachmentPod>, Why> {
     let pod = &facts.pod;
     let all = known(&facts.siblings)?.map(Vec::as_slice).unwrap_or_default();
     // A sibling on another node keeps nothing staged on this one, as it is in a migration.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use state_machine::NodeId;
 
+use super::hold::Held;
 use crate::index::{Answer, NodeSeen};
 
 /// How long strict mode waits for volumes to be Ready, at most.
@@ -23,8 +24,10 @@ pub struct Facts {
     pub request: Request,
     /// The pod that is to be deleted, as the request has it (`oldObject`).
     pub pod: AttachmentPod,
-    /// When its deletion was first denied: by the annotation on the pod, else by this replica's own memory.
-    pub held_since: Option<SystemTime>,
+    /// Since when it is held as the annotations on the pod say, for whichever of its deletions they were written.
+    pub noted: Option<Held>,
+    /// Since when it is held as this replica remembers, in case that it could not write it on the pod.
+    pub remembered: Option<Held>,
     /// Whether the pod's namespace is terminating. Absent: there is no such namespace.
     pub namespace_terminating: Answer<bool>,
     /// The Pod that owns the attachment pod (virt-launcher). Absent: its owner is no Pod, is gone, or another Pod has
@@ -63,6 +66,8 @@ pub struct AttachmentPod {
     pub name: String,
     /// Its UID.
     pub uid: String,
+    /// `metadata.creationTimestamp`, in whole seconds of the API server's clock.
+    pub created: Option<SystemTime>,
     /// It has a deletion timestamp.
     pub terminating: bool,
     /// `status.phase`.
@@ -177,7 +182,7 @@ pub struct Claim {
 pub struct Settings {
     /// Covered is not enough: wait until the volumes are Ready for the pod that covers them.
     pub strict: bool,
-    /// A deletion is denied for so long, at most, counted from the first denial.
+    /// A hold lasts so long, at most, counted from its first denial.
     pub max_hold: Duration,
     /// Strict mode waits for so long, at most: [`WAITING_READY_LIMIT`].
     pub waiting_ready_limit: Duration,
@@ -194,6 +199,10 @@ pub struct Verdict {
     pub message: String,
     /// The volumes that it is about: those in use that would lose their last pod, or are awaited.
     pub volumes: Vec<String>,
+    /// The hold that the decision belongs to; to be noted on the pod if the deletion is denied.
+    pub held: Held,
+    /// There was no such hold before.
+    pub begins: bool,
     /// Whether to tell the message as an event, and how loudly.
     pub event: Option<Severity>,
 }

@@ -9,15 +9,17 @@
 mod decide;
 mod departures;
 mod facts;
+mod hold;
 mod mutate;
 mod say;
 #[cfg(test)]
 mod tests;
 
-pub use decide::{CLOCK_TOLERANCE, decide};
+pub use decide::decide;
 pub use departures::{Departures, MAX_REMEMBERED, REMEMBERED};
 pub use facts::{
     AttachmentPod, Claim, Facts, NewContainer, NewPod, OwnerPod, PatchOperation, PodPhase, Reason, Request,
     Settings, Severity, SpecVolume, Verdict, Vmi, VolumePhase, VolumeStatus, WAITING_READY_LIMIT,
 };
+pub use hold::{CLOCK_TOLERANCE, FORMER_HOLD_AFTER, HOLDS_IN_A_ROW, Held};
 pub use mutate::mutate;

@@ -4,15 +4,22 @@ use std::time::Duration;
 
 use super::decide::Row;
 use super::facts::{Facts, Reason, Settings, Severity, Verdict};
+use super::hold::Current;
 
 /// The most volumes that a sentence names; KubeVirt reports it in an event, which is cut after 1,024 bytes.
 const NAMED_VOLUMES: usize = 8;
 
-pub(super) fn verdict(facts: &Facts, row: Row<'_>, held: Duration, settings: &Settings) -> Verdict {
+pub(super) fn verdict(
+    facts: &Facts,
+    row: Row<'_>,
+    hold: Current,
+    held: Duration,
+    settings: &Settings,
+) -> Verdict {
     let allowed = !matches!(row.reason, Reason::WaitingReady | Reason::LastHolder);
     let event = match row.reason {
         // Once a hold, not once an attempt.
-        Reason::WaitingReady | Reason::LastHolder => facts.held_since.is_none().then_some(Severity::Normal),
+        Reason::WaitingReady | Reason::LastHolder => hold.begins.then_some(Severity::Normal),
         Reason::Leaving => Some(Severity::Normal),
         Reason::HoldExpired => Some(Severity::Warning),
         Reason::NotGuarded
@@ -32,6 +39,8 @@ pub(super) fn verdict(facts: &Facts, row: Row<'_>, held: Duration, settings: &Se
         reason: row.reason,
         message: sentence(facts, &row, held, settings),
         volumes: row.volumes.iter().map(|volume| (*volume).to_owned()).collect(),
+        held: hold.held,
+        begins: hold.begins,
         event: event.filter(|_| !facts.request.dry_run),
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Each case changes one thing in facts that lead to row 13: a lone pod that exposes a volume in use.
 
+mod hold;
+mod mutation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +36,7 @@ fn pod(name: &str, volumes: &[&str]) -> AttachmentPod {
         namespace: "vms".to_owned(),
         name: name.to_owned(),
         uid: format!("uid-{name}"),
+        created: None,
         terminating: false,
         phase: PodPhase::Running,
         node: Some(node("a")),
@@ -56,6 +60,12 @@ fn ready(pod: &str, target: &str) -> VolumeStatus {
     }
 }
 
+/// A hold that began so many seconds ago, as the first of its row.
+fn held(seconds_ago: u64) -> Held {
+    let since = now() - Duration::from_secs(seconds_ago);
+    Held { since, first: since }
+}
+
 const HOTPLUG: SpecVolume = SpecVolume { hotplug: true, never_ready: false };
 
 /// Pod `old` is the only one that exposes `one` and `two`, which the running VM uses.
@@ -64,7 +74,8 @@ fn lone() -> Facts {
     Facts {
         request: Request { deletes_attachment_pod: true, by_kubevirt: true, dry_run: false },
         pod: pod("old", &volumes),
-        held_since: None,
+        noted: None,
+        remembered: None,
         namespace_terminating: Answer::Known(false),
         owner: Answer::Known(OwnerPod {
             terminating: false,
@@ -349,7 +360,7 @@ fn row_11_strict_waits_until_the_volumes_are_ready_for_the_new_pod() {
 fn row_11_ends_after_its_limit() {
     let at = |held_s: u64| {
         let mut facts = covered();
-        facts.held_since = Some(now() - Duration::from_secs(held_s));
+        facts.noted = Some(held(held_s));
         facts
     };
     expect(Reason::WaitingReady, &at(119), &STRICT);
@@ -383,7 +394,7 @@ fn row_12_volumes_that_leave() {
 fn rows_13_and_14_hold_and_let_go() {
     let at = |held_s: u64| {
         let mut facts = lone();
-        facts.held_since = Some(now() - Duration::from_secs(held_s));
+        facts.noted = Some(held(held_s));
         facts
     };
     let first = expect(Reason::LastHolder, &lone(), &SETTINGS);
@@ -407,7 +418,7 @@ fn rows_13_and_14_hold_and_let_go() {
 fn a_first_denial_in_the_future_is_not_believed_for_ever() {
     let ahead = |by: Duration| {
         let mut facts = lone();
-        facts.held_since = Some(now() + by);
+        facts.noted = Some(Held { since: now() + by, first: now() });
         facts
     };
     expect(Reason::LastHolder, &ahead(CLOCK_TOLERANCE), &SETTINGS);
@@ -467,107 +478,4 @@ fn reasons_have_names_of_their_own() {
     let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
     assert_eq!(names.len(), Reason::ALL.len());
     assert_eq!(Reason::VmiFinal.to_string(), "VMIFinal");
-}
-
-mod mutation {
-    //! What is added to new pods.
-
-    use serde_json::json;
-
-    use super::*;
-
-    /// KubeVirt's pod: `one` (Filesystem) and `two` (Block) are listed, neither is exposed.
-    fn new_pod() -> NewPod {
-        let block = Claim { block: true, ..claim("two") };
-        let scratch = ("hotplug-disks".to_owned(), "/path".to_owned());
-        NewPod {
-            is_trigger: false,
-            volumes: pod("new", &["one", "two"]).volumes,
-            containers: vec![NewContainer { mounts: Some(vec![scratch]), devices: None }],
-            claims: BTreeMap::from([
-                ("one-claim".to_owned(), Answer::Known(claim("one"))),
-                ("two-claim".to_owned(), Answer::Known(block)),
-            ]),
-        }
-    }
-
-    fn as_json(pod: &NewPod) -> serde_json::Value {
-        serde_json::to_value(mutate(pod)).expect("JSON")
-    }
-
-    #[test]
-    fn what_is_listed_and_not_exposed_is_added() {
-        let mount = json!({ "name": "one", "mountPath": "/one" });
-        let device = json!({ "name": "two", "devicePath": "/path/two/uid-two" });
-        assert_eq!(
-            as_json(&new_pod()),
-            json!([
-                { "op": "add", "path": "/spec/containers/0/volumeMounts/-", "value": mount },
-                { "op": "add", "path": "/spec/containers/0/volumeDevices", "value": [device] },
-            ])
-        );
-        let mut bare = new_pod();
-        bare.containers = vec![NewContainer { mounts: None, devices: Some(Vec::new()) }];
-        assert_eq!(
-            as_json(&bare),
-            json!([
-                { "op": "add", "path": "/spec/containers/0/volumeMounts", "value": [mount] },
-                { "op": "add", "path": "/spec/containers/0/volumeDevices/-", "value": device },
-            ])
-        );
-    }
-
-    #[test]
-    fn what_is_exposed_already_is_left_alone() {
-        let mut done = new_pod();
-        let exposed = NewContainer {
-            mounts: Some(vec![("one".to_owned(), "/elsewhere".to_owned())]),
-            devices: Some(vec![("two".to_owned(), "/dev/two".to_owned())]),
-        };
-        done.containers = vec![exposed.clone()];
-        assert!(mutate(&done).is_empty());
-        done.containers = vec![NewContainer::default(), exposed];
-        assert!(mutate(&done).is_empty(), "another container does as well");
-    }
-
-    #[test]
-    fn only_this_drivers_volumes_are_added() {
-        let others: [Answer<Claim>; 3] =
-            [Answer::Known(Claim { ours: false, ..claim("one") }), Answer::Absent, not_known()];
-        for other in others {
-            let mut pod = new_pod();
-            pod.claims.insert("one-claim".to_owned(), other);
-            let patch = as_json(&pod);
-            assert!(!patch.to_string().contains("/one"), "{patch}");
-            assert!(patch.to_string().contains("uid-two"), "{patch}");
-        }
-        let mut nothing = new_pod();
-        nothing.claims.clear();
-        assert!(mutate(&nothing).is_empty());
-    }
-
-    #[test]
-    fn trigger_pods_and_pods_without_containers_are_left_alone() {
-        let mut pod = new_pod();
-        pod.is_trigger = true;
-        assert!(mutate(&pod).is_empty());
-        let mut pod = new_pod();
-        pod.containers.clear();
-        assert!(mutate(&pod).is_empty());
-    }
-
-    #[test]
-    fn a_path_that_is_taken_is_not_given_twice() {
-        let mut named_path = new_pod();
-        named_path.volumes = BTreeMap::from([("path".to_owned(), "one-claim".to_owned())]);
-        assert!(mutate(&named_path).is_empty(), "the API server would refuse the pod");
-    }
-
-    #[test]
-    fn the_pods_volumes_are_never_touched() {
-        for operation in mutate(&new_pod()) {
-            assert!(operation.path.starts_with("/spec/containers/0/volume"), "{}", operation.path);
-            assert_eq!(operation.op, "add");
-        }
-    }
 }

@@ -127,6 +127,8 @@ pub(crate) struct HotplugFact {
     pub(crate) owner: Option<(String, String)>,
     /// The annotation that says when its deletion was first denied, as it is.
     pub(crate) held_since: Option<String>,
+    /// The annotation that says when the first of a row of holds began, as it is.
+    pub(crate) held_first: Option<String>,
 }
 
 impl Fact for PodFact {

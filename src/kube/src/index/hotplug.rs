@@ -4,14 +4,13 @@
 //! itself: what is not watched well makes that part unknown, not the others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 
 use state_machine::NodeId;
 
 use super::{
     Answer, ClaimRef, HotplugFact, Index, MigrationPhase, PodFact, PodOwner, VmiFact, VmiPhase, Why,
 };
-use crate::hotplug::{AttachmentPod, Claim, Facts, OwnerPod, Request, Vmi};
+use crate::hotplug::{AttachmentPod, Claim, Facts, Held, OwnerPod, Request, Vmi};
 
 impl Index {
     /// What there is to know for the decision on `request` about `asked`.
@@ -19,14 +18,16 @@ impl Index {
         &self,
         asked: &HotplugFact,
         request: Request,
-        held_since: Option<SystemTime>,
+        noted: Option<Held>,
+        remembered: Option<Held>,
     ) -> Facts {
         let pod = asked.pod.clone();
         let launcher = self.launcher(asked);
         let vmi = launcher.clone().and_then(|launcher| self.vmi_of(launcher));
         Facts {
             request,
-            held_since,
+            noted,
+            remembered,
             namespace_terminating: Answer::of(self.namespaces.current().map(|namespaces| {
                 let found = namespaces.get(&(pod.namespace.clone(), String::new()));
                 found.map(|namespace| namespace.terminating)
@@ -65,7 +66,8 @@ impl Index {
             }
         };
         // One walk over the volumes for all claims: they are not kept by claim.
-        let is_wanted = |claim: &ClaimRef| claim.namespace == namespace && wanted.contains(&claim.name);
+        let is_wanted =
+            |claim: &ClaimRef| claim.namespace == namespace && wanted.iter().any(|name| **name == claim.name);
         let ours: BTreeMap<&String, _> = volumes
             .values()
             .filter_map(|volume| Some((volume.claim.as_ref().filter(|claim| is_wanted(claim))?, volume)))
@@ -140,16 +142,20 @@ impl Index {
     ) -> Result<Option<Vec<AttachmentPod>>, Why> {
         let owner = launcher?.map(|launcher| &launcher.owner);
         let Some(PodOwner::Vm(vm)) = owner else { return Ok(None) };
-        let pods = self.pods.current()?;
-        let of_namespace = || in_namespace(pods, &asked.pod.namespace);
-        let of_vm = |pod: &&PodFact| matches!(&pod.owner, PodOwner::Vm(of) if of == vm);
-        let launchers: BTreeSet<&String> = of_namespace().filter(of_vm).map(|pod| &pod.uid).collect();
-        let is_of_vm = |hotplug: &&HotplugFact| {
-            hotplug.pod.uid != asked.pod.uid
-                && hotplug.owner.as_ref().is_some_and(|(_, uid)| launchers.contains(uid))
-        };
-        let attachment_pods = of_namespace().filter_map(|pod| pod.hotplug.as_deref());
-        let found: Vec<_> = attachment_pods.filter(is_of_vm).map(|hotplug| hotplug.pod.clone()).collect();
+        // One walk over the namespace's pods: whose launcher is whose is known at its end.
+        let (mut launchers, mut others) = (BTreeSet::new(), Vec::new());
+        for pod in in_namespace(self.pods.current()?, &asked.pod.namespace) {
+            match (&pod.hotplug, &pod.owner) {
+                (Some(hotplug), _) if pod.uid != asked.pod.uid => others.push(hotplug),
+                (Some(_), _) => {}
+                (None, PodOwner::Vm(of)) if of == vm => {
+                    launchers.insert(&pod.uid);
+                }
+                (None, PodOwner::Vm(_) | PodOwner::Launcher(_) | PodOwner::None) => {}
+            }
+        }
+        others.retain(|other| other.owner.as_ref().is_some_and(|(_, uid)| launchers.contains(uid)));
+        let found: Vec<_> = others.into_iter().map(|hotplug| hotplug.pod.clone()).collect();
         Ok((!found.is_empty()).then_some(found))
     }
 }

@@ -16,6 +16,8 @@ pub(crate) const HOTPLUG_DISK: &str = "hotplug-disk";
 const EPHEMERAL_PROVISIONING: &str = "kubevirt.io/ephemeral-provisioning";
 /// The driver's own annotation on an attachment pod: when its deletion was first denied, in RFC 3339.
 pub(crate) const HELD_SINCE: &str = "rds.csi.srvlab.io/held-since";
+/// The same, of the first of several holds in a row.
+pub(crate) const HELD_FIRST: &str = "rds.csi.srvlab.io/held-first";
 
 /// A pod, as far as it is read.
 pub(crate) type Pod = Object<PodSpec, PodStatus>;
@@ -162,11 +164,13 @@ pub(crate) fn hotplug_fact(pod: &Pod) -> Option<HotplugFact> {
     Some(HotplugFact {
         owner: owners.next().map(|owner| (owner.name.clone(), owner.uid.clone())),
         held_since: value(metadata.annotations.as_ref(), HELD_SINCE).cloned(),
+        held_first: value(metadata.annotations.as_ref(), HELD_FIRST).cloned(),
         pod: AttachmentPod {
             volumes: claims_by_volume(&name, &pod.spec),
             namespace,
             name,
             uid: metadata.uid.clone()?,
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0.into()),
             terminating: metadata.deletion_timestamp.is_some(),
             phase: status.phase(),
             node: node_id(pod.spec.node_name.as_deref()),

@@ -1,7 +1,7 @@
-//! Since when a pod is held, and which are.
+//! Since when pods are held, as their annotations say and as this replica remembers, and which are held.
 //!
-//! The annotation on the pod counts. This replica's own memory counts where there is none: it could not be written, or
-//! is not seen yet.
+//! The annotations count. This replica's own memory counts where there are none: they could not be written, or are not
+//! seen yet.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -9,12 +9,10 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::jiff::Timestamp;
 
 use super::Shared;
-use crate::hotplug::{Reason, Request, decide};
-use crate::index::{HotplugFact, Why};
+use crate::hotplug::{Facts, Held, Reason, Request, Settings, Verdict, decide};
+use crate::index::{Answer, HotplugFact, Why};
+use crate::objects::pod::{HELD_FIRST, HELD_SINCE};
 
-/// A hold that began so long before the longest one would have ended is a former one: KubeVirt tries again every 17
-/// minutes at least, so it gave that deletion up long ago. The pod is held anew, if need be, from then on.
-pub const FORMER_HOLD_AFTER: Duration = Duration::from_secs(1_800);
 /// First denials that one replica remembers; the oldest goes first.
 const MAX_OWN_HOLDS: usize = 10_000;
 
@@ -39,32 +37,39 @@ pub struct Hold {
     pub message: String,
 }
 
-/// The first denials of this replica, by the pods' UIDs.
+/// The holds that this replica knows of by itself, by the pods' UIDs.
 #[derive(Debug, Default)]
 pub(super) struct OwnHolds {
-    since: BTreeMap<String, SystemTime>,
+    held: BTreeMap<String, Held>,
 }
 
 impl OwnHolds {
-    pub(super) fn since(&self, pod_uid: &str) -> Option<SystemTime> {
-        self.since.get(pod_uid).copied()
+    pub(super) fn of(&self, pod_uid: &str) -> Option<Held> {
+        self.held.get(pod_uid).copied()
     }
 
-    pub(super) fn remember(&mut self, pod_uid: &str, since: SystemTime) {
-        self.since.insert(pod_uid.to_owned(), since);
-        if self.since.len() > MAX_OWN_HOLDS {
-            let oldest = self.since.iter().min_by_key(|(_, since)| **since).map(|(uid, _)| uid.clone());
-            self.since.retain(|uid, _| Some(uid) != oldest.as_ref());
+    pub(super) fn remember(&mut self, pod_uid: &str, held: Held) {
+        self.held.insert(pod_uid.to_owned(), held);
+        if self.held.len() > MAX_OWN_HOLDS {
+            let oldest = self.held.iter().min_by_key(|(_, held)| held.since).map(|(uid, _)| uid.clone());
+            self.held.retain(|uid, _| Some(uid) != oldest.as_ref());
         }
     }
 
     pub(super) fn forget(&mut self, pod_uid: &str) {
-        self.since.remove(pod_uid);
+        self.held.remove(pod_uid);
     }
 }
 
-/// The moment in an annotation's text; what is no RFC 3339 moment is as good as nothing.
-pub(super) fn moment(text: &str) -> Option<SystemTime> {
+/// Now, as exactly as an annotation has it: what one replica remembers is what the others read.
+pub(super) fn now() -> SystemTime {
+    let now = SystemTime::now();
+    let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now - Duration::from_nanos(u64::from(since_1970.subsec_nanos() % 1_000_000))
+}
+
+/// The moment in an annotation's text.
+fn moment(text: &str) -> Option<SystemTime> {
     text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
@@ -74,108 +79,148 @@ pub(super) fn text(moment: SystemTime) -> Option<String> {
     Timestamp::from_millisecond(whole_ms).ok().map(|moment| moment.to_string())
 }
 
-/// Since when a pod is held: as its annotation says, or else as this replica remembers; not if that hold is over.
-pub(super) fn held_since(
-    annotation: Option<&str>,
-    own: Option<SystemTime>,
-    now: SystemTime,
-    max_hold: Duration,
-) -> Option<SystemTime> {
-    let is_former = |since: &SystemTime| {
-        now.duration_since(*since).is_ok_and(|held| held >= max_hold.saturating_add(FORMER_HOLD_AFTER))
-    };
-    let believed = |since: Option<SystemTime>| since.filter(|since| !is_former(since));
-    believed(annotation.and_then(moment)).or(believed(own))
+/// What the annotations of a pod say, and the name of one that cannot be read.
+///
+/// A version before this one wrote `held-since` alone, and leaves a `held-first` that it finds as it is: one that no row
+/// of holds can have begun with is another row's.
+pub(super) fn noted(hotplug: &HotplugFact, settings: &Settings) -> (Option<Held>, Option<&'static str>) {
+    let Some(text) = &hotplug.held_since else { return (None, None) };
+    let Some(since) = moment(text) else { return (None, Some(HELD_SINCE)) };
+    let alone = Held { since, first: since };
+    let Some(text) = &hotplug.held_first else { return (Some(alone), None) };
+    let Some(first) = moment(text) else { return (Some(alone), Some(HELD_FIRST)) };
+    let is_of_row = since.duration_since(first).is_ok_and(|before| before < settings.row());
+    (Some(if is_of_row { Held { since, first } } else { alone }), None)
+}
+
+/// Whether the pod has what the VM is to have: KubeVirt has no reason to delete it, whatever it tried before.
+fn is_wanted(facts: &Facts) -> bool {
+    let Answer::Known(vmi) = &facts.vmi else { return false };
+    let hotplugged = vmi.spec_volumes.iter().filter(|(_, volume)| volume.hotplug).map(|(name, _)| name);
+    hotplugged.eq(facts.pod.volumes.keys())
 }
 
 impl Shared {
-    pub(super) fn held_since(&self, hotplug: &HotplugFact, now: SystemTime) -> Option<SystemTime> {
-        let own = self.own().since(&hotplug.pod.uid);
-        held_since(hotplug.held_since.as_deref(), own, now, self.settings.guard.max_hold)
-    }
-
     pub(super) fn holds(&self, now: SystemTime) -> Result<Vec<Hold>, Why> {
         let index = self.observer.index();
         let mut holds = Vec::new();
         for hotplug in index.attachment_pods()? {
-            let Some(since) = self.held_since(hotplug, now) else { continue };
-            let asked = Request { deletes_attachment_pod: true, by_kubevirt: true, dry_run: true };
-            let facts = index.hotplug_facts(hotplug, asked, Some(since));
-            let verdict = decide(&facts, now, &self.settings.guard);
-            if verdict.allowed {
+            let (noted, _) = noted(hotplug, &self.settings.guard);
+            let remembered = self.own().of(&hotplug.pod.uid);
+            if noted.is_none() && remembered.is_none() {
                 continue;
             }
-            let pod = &hotplug.pod;
-            holds.push(Hold {
-                namespace: pod.namespace.clone(),
-                pod: pod.name.clone(),
-                vmi: facts.vmi.known().map(|vmi| vmi.name).unwrap_or_default(),
-                node: pod.node.as_ref().map(ToString::to_string).unwrap_or_default(),
-                volumes: verdict.volumes,
-                since,
-                reason: verdict.reason,
-                message: verdict.message,
-            });
+            let asked = Request { deletes_attachment_pod: true, by_kubevirt: true, dry_run: true };
+            let facts = index.hotplug_facts(hotplug, asked, noted, remembered);
+            let verdict = decide(&facts, now, &self.settings.guard);
+            if verdict.allowed || verdict.begins || is_wanted(&facts) {
+                continue;
+            }
+            holds.push(hold(facts, verdict));
         }
         Ok(holds)
     }
 }
 
+fn hold(facts: Facts, verdict: Verdict) -> Hold {
+    Hold {
+        vmi: facts.vmi.known().map(|vmi| vmi.name).unwrap_or_default(),
+        node: facts.pod.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        namespace: facts.pod.namespace,
+        pod: facts.pod.name,
+        volumes: verdict.volumes,
+        since: verdict.held.since,
+        reason: verdict.reason,
+        message: verdict.message,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::{BTreeMap as Map, BTreeSet};
 
-    const MAX_HOLD: Duration = Duration::from_secs(600);
+    use super::*;
+    use crate::hotplug::{AttachmentPod, PodPhase, WAITING_READY_LIMIT};
+
+    const SETTINGS: Settings = Settings {
+        strict: false,
+        max_hold: Duration::from_secs(600),
+        waiting_ready_limit: WAITING_READY_LIMIT,
+    };
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
     }
 
-    fn since(annotation: Option<&str>, own: Option<SystemTime>, now: SystemTime) -> Option<SystemTime> {
-        held_since(annotation, own, now, MAX_HOLD)
+    fn held(since: u64, first: u64) -> Option<Held> {
+        Some(Held { since: at(since), first: at(first) })
+    }
+
+    fn annotated(since: Option<&str>, first: Option<&str>) -> HotplugFact {
+        let pod = AttachmentPod {
+            namespace: "vms".to_owned(),
+            name: "old".to_owned(),
+            uid: "uid-old".to_owned(),
+            created: None,
+            terminating: false,
+            phase: PodPhase::Running,
+            node: None,
+            is_trigger: false,
+            containers_ready: true,
+            volumes: Map::new(),
+            exposes: BTreeSet::new(),
+        };
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        HotplugFact { pod, owner: None, held_since: owned(since), held_first: owned(first) }
+    }
+
+    fn read(since: Option<&str>, first: Option<&str>) -> (Option<Held>, Option<&'static str>) {
+        noted(&annotated(since, first), &SETTINGS)
     }
 
     #[test]
-    fn the_annotation_wins_over_the_memory_of_one_replica() {
-        let written = text(at(0)).unwrap();
-        assert_eq!(since(Some(&written), Some(at(20)), at(30)), Some(at(0)));
-        assert_eq!(since(Some(&written), Some(at(0)), at(30)), Some(at(0)));
-        assert_eq!(since(None, Some(at(20)), at(30)), Some(at(20)));
-        assert_eq!(since(None, None, at(30)), None);
-        for nonsense in ["", "yesterday", "2026-13-01T00:00:00Z", "1800000000"] {
-            assert_eq!(since(Some(nonsense), Some(at(20)), at(30)), Some(at(20)), "{nonsense}");
+    fn annotations_are_read_as_they_are_written() {
+        let (since, first) = (text(at(900)).unwrap(), text(at(0)).unwrap());
+        assert_eq!(read(Some(&since), Some(&first)), (held(900, 0), None));
+        assert_eq!(read(Some(&since), None), (held(900, 900), None), "as the version before wrote it");
+        assert_eq!(read(None, Some(&first)), (None, None));
+        let precise = at(0) + Duration::from_millis(123);
+        assert_eq!(moment(&text(precise).unwrap()), Some(precise));
+        assert!(text(precise).unwrap().ends_with(".123Z"), "{:?}", text(precise));
+        let now = now();
+        assert_eq!(moment(&text(now).unwrap()), Some(now), "nothing of it is lost");
+        assert_eq!(moment("2027-01-15T09:00:00+01:00"), moment("2027-01-15T08:00:00Z"));
+    }
+
+    #[test]
+    fn what_is_no_moment_is_as_good_as_nothing_and_named() {
+        let fine = text(at(0)).unwrap();
+        for nonsense in ["yesterday", "2026-13-01T00:00:00Z", "1800000000"] {
+            assert_eq!(read(Some(nonsense), Some(&fine)), (None, Some(HELD_SINCE)), "{nonsense}");
+            assert_eq!(read(Some(&fine), Some(nonsense)), (held(0, 0), Some(HELD_FIRST)), "{nonsense}");
         }
     }
 
     #[test]
-    fn a_former_hold_does_not_shorten_the_next_one() {
-        let written = text(at(0)).unwrap();
-        let over = MAX_HOLD + FORMER_HOLD_AFTER;
-        let last = at(0) + over - Duration::from_millis(1);
-        assert_eq!(since(Some(&written), None, last), Some(at(0)), "it has expired, and is remembered");
-        assert_eq!(since(Some(&written), None, at(0) + over), None);
-        assert_eq!(since(Some(&written), Some(at(2_500)), at(2_510)), Some(at(2_500)));
-        assert_eq!(since(None, Some(at(0)), at(0) + over), None);
-    }
-
-    #[test]
-    fn a_moment_is_written_as_it_is_read() {
-        let precise = at(0) + Duration::from_millis(123);
-        assert_eq!(moment(&text(precise).unwrap()), Some(precise));
-        assert!(text(precise).unwrap().ends_with(".123Z"), "{:?}", text(precise));
-        assert_eq!(moment("2027-01-15T09:00:00+01:00"), moment("2027-01-15T08:00:00Z"));
+    fn a_beginning_of_another_row_does_not_count() {
+        let row = SETTINGS.row().as_secs();
+        let of =
+            |since: u64, first: u64| read(Some(&text(at(since)).unwrap()), Some(&text(at(first)).unwrap())).0;
+        assert_eq!(of(row - 1, 0), held(row - 1, 0));
+        assert_eq!(of(row, 0), held(row, row));
+        assert_eq!(of(0, 1), held(0, 0), "later than the hold itself");
     }
 
     #[test]
     fn the_memory_has_a_bound() {
         let mut own = OwnHolds::default();
-        for number in 0..=MAX_OWN_HOLDS {
-            own.remember(&number.to_string(), at(number as u64));
+        for number in 0..=MAX_OWN_HOLDS as u64 {
+            own.remember(&number.to_string(), Held { since: at(number), first: at(0) });
         }
-        assert_eq!(own.since.len(), MAX_OWN_HOLDS);
-        assert_eq!(own.since("0"), None);
-        assert_eq!(own.since("1"), Some(at(1)));
+        assert_eq!(own.held.len(), MAX_OWN_HOLDS);
+        assert_eq!(own.of("0"), None);
+        assert_eq!(own.of("1"), held(1, 0));
         own.forget("1");
-        assert_eq!(own.since("1"), None);
+        assert_eq!(own.of("1"), None);
     }
 }

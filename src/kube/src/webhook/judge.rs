@@ -13,9 +13,9 @@ use tracing::{info, warn};
 use super::review::{self, Answered};
 use super::{Happening, Shared, holds};
 use crate::events::{Event, EventReason};
-use crate::hotplug::{Facts, NewPod, Reason, Request, Verdict, decide, mutate};
+use crate::hotplug::{Facts, Held, NewPod, Reason, Request, Verdict, decide, mutate};
 use crate::index::{Answer, ClaimRef, HotplugFact};
-use crate::objects::pod::{self, HELD_SINCE};
+use crate::objects::pod::{self, HELD_FIRST, HELD_SINCE};
 
 /// How long writing the annotation may take. An answer waits for it, as it says if that failed.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(700);
@@ -35,29 +35,31 @@ impl Shared {
             self.decided(dry_run, Reason::NotGuarded);
             return Answered::allowed(asked.uid);
         };
-        let now = SystemTime::now();
+        let now = holds::now();
         let request = Request {
             deletes_attachment_pod: asked.is("DELETE"),
             by_kubevirt: asked.user_info.username == self.kubevirt,
             dry_run,
         };
-        let since = self.held_since(&hotplug, now);
-        let (facts, verdict) = self.decide(&hotplug, request, since, now);
+        let (noted, unreadable) = holds::noted(&hotplug, &self.settings.guard);
+        let (facts, verdict) = self.decide(&hotplug, request, noted, now);
         self.decided(dry_run, verdict.reason);
         if verdict.allowed {
             return self.allow(asked.uid, &facts, verdict, now);
         }
         let mut message = verdict.message.clone();
+        if let Some(name) = unreadable {
+            message += &format!("; the annotation {name} is no time in RFC 3339, and was not counted");
+        }
         if !dry_run {
-            let since = since.unwrap_or(now);
-            self.own().remember(&hotplug.pod.uid, since);
+            self.own().remember(&hotplug.pod.uid, verdict.held);
             let version = object.metadata.resource_version.as_deref();
-            if let Err(why) = self.write_since(&hotplug, version, since).await {
+            if let Err(why) = self.note(&facts, version, verdict.held).await {
                 message += &format!(
-                    " The time that it is held is counted by this replica alone, as it cannot be written on the pod: {why}"
+                    ". The time that it is held is counted by this replica alone, as it cannot be written on the pod: {why}"
                 );
             }
-            self.tell_hold(&facts, &verdict, since);
+            self.tell_hold(&facts, &verdict);
         }
         Answered::denied(asked.uid, message)
     }
@@ -68,12 +70,13 @@ impl Shared {
         &self,
         hotplug: &HotplugFact,
         request: Request,
-        since: Option<SystemTime>,
+        noted: Option<Held>,
         now: SystemTime,
     ) -> (Facts, Verdict) {
+        let remembered = self.own().of(&hotplug.pod.uid);
         let mut departures = self.departures.lock().unwrap_or_else(PoisonError::into_inner);
         let at = Instant::now();
-        let mut facts = self.observer.index().hotplug_facts(hotplug, request, since);
+        let mut facts = self.observer.index().hotplug_facts(hotplug, request, noted, remembered);
         if let Answer::Known(siblings) = &mut facts.siblings {
             for sibling in siblings.iter_mut().filter(|sibling| departures.contains(&sibling.uid, at)) {
                 sibling.terminating = true;
@@ -126,8 +129,8 @@ impl Shared {
     fn allow(&self, uid: String, facts: &Facts, verdict: Verdict, now: SystemTime) -> Answered {
         if !facts.request.dry_run && facts.request.by_kubevirt {
             self.own().forget(&facts.pod.uid);
-            if let Some(since) = facts.held_since {
-                let held = now.duration_since(since).unwrap_or_default();
+            if !verdict.begins {
+                let held = now.duration_since(verdict.held.since).unwrap_or_default();
                 info!(pod = %name(facts), reason = %verdict.reason, held_s = held.as_secs(), "a held attachment pod may go");
                 (self.tell)(Happening::Released(held));
             }
@@ -175,22 +178,18 @@ impl Shared {
 
     /// Writes on the pod since when it is held, unless that stands there. Only on the very object that the request
     /// shows: what somebody else wrote since then is not overwritten.
-    async fn write_since(
-        &self,
-        hotplug: &HotplugFact,
-        version: Option<&str>,
-        since: SystemTime,
-    ) -> Result<(), String> {
-        if hotplug.held_since.as_deref().and_then(holds::moment) == Some(since) {
+    async fn note(&self, facts: &Facts, version: Option<&str>, held: Held) -> Result<(), String> {
+        if facts.noted == Some(held) {
             return Ok(());
         }
         let client = self.client.clone().ok_or("there is no API server")?;
         let version = version.ok_or("the request does not say the pod's resourceVersion")?;
-        let text = holds::text(since).ok_or("the time is out of range")?;
-        let pod = &hotplug.pod;
+        let text = |moment| holds::text(moment).ok_or("the time is out of range");
+        let pod = &facts.pod;
         let api: Api<ApiPod> = Api::namespaced(client, &pod.namespace);
         let patch = Patch::Merge(json!({"metadata": {
-            "uid": pod.uid, "resourceVersion": version, "annotations": {HELD_SINCE: text},
+            "uid": pod.uid, "resourceVersion": version,
+            "annotations": {HELD_SINCE: text(held.since)?, HELD_FIRST: text(held.first)?},
         }}));
         match timeout(WRITE_TIMEOUT, api.patch_metadata(&pod.name, &PatchParams::default(), &patch)).await {
             Ok(Ok(_)) => Ok(()),
@@ -201,12 +200,12 @@ impl Shared {
     }
 
     /// Tells of the first denial; later ones are the same event.
-    fn tell_hold(&self, facts: &Facts, verdict: &Verdict, since: SystemTime) {
-        if facts.held_since.is_some() {
+    fn tell_hold(&self, facts: &Facts, verdict: &Verdict) {
+        if !verdict.begins {
             return;
         }
         info!(pod = %name(facts), reason = %verdict.reason, "an attachment pod is held: {}", verdict.message);
-        let began = holds::text(since).unwrap_or_default();
+        let began = holds::text(verdict.held.since).unwrap_or_default();
         self.post(facts, verdict, EventReason::HotplugVolumeHeld, &format!("{}/{began}", facts.pod.uid));
     }
 

@@ -1,4 +1,4 @@
-//! The admission webhook for KubeVirt's attachment pods: HTTPS and AdmissionReview around [`decide`](crate::hotplug::decide) and
+//! The admission webhook for KubeVirt's attachment pods: HTTP and AdmissionReview around [`decide`](crate::hotplug::decide) and
 //! [`mutate`](crate::hotplug::mutate) (KUBEVIRT.md, "The hotplug hazard").
 //!
 //! Any replica answers, from what it watches. It is there to help, not to stop anybody: what it does not know it
@@ -9,13 +9,13 @@
 //! for an annotation that could not be written, and ends with the process.
 
 mod holds;
-mod https;
+mod http;
 mod judge;
 mod review;
 
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+use std::{fmt, io};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -23,8 +23,9 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use futures::Stream;
 use kube::Client;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -33,9 +34,9 @@ use tracing::warn;
 use crate::events::Events;
 use crate::hotplug::{Departures, Reason, Settings};
 use crate::watch::Observer;
+pub use holds::Hold;
 use holds::OwnHolds;
-pub use holds::{FORMER_HOLD_AFTER, Hold};
-pub use https::{HttpsError, MAX_CONNECTIONS, ServerCertificate};
+pub use http::MAX_CONNECTIONS;
 use review::Answered;
 
 /// The largest body that is read, in bytes: an object of etcd's largest size, twice, in JSON.
@@ -126,14 +127,20 @@ impl Webhook {
         }
     }
 
-    /// Answers until `stop`.
-    pub async fn serve(self, listener: TcpListener, certificate: ServerCertificate, stop: CancellationToken) {
+    /// Answers callers on connections that were accepted and, for API servers, secured with TLS, until `stop`.
+    pub async fn serve<Connection>(
+        self,
+        incoming: impl Stream<Item = io::Result<Connection>>,
+        stop: CancellationToken,
+    ) where
+        Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let router = Router::new()
             .route(DELETE_PATH, post(delete))
             .route(CREATE_PATH, post(create))
             .layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES))
             .with_state(self);
-        https::serve(listener, certificate, router, stop).await;
+        http::serve(incoming, router, stop).await;
     }
 
     /// The pods that are held now, as far as this replica sees: those whose deletion was denied and would be denied

@@ -107,8 +107,8 @@ impl World {
             ready: false,
             volumes: volumes.clone(),
             exposes,
-            held_since: None,
-            last_denied: None,
+            created_at: self.now,
+            held: None,
         };
         self.pods.insert(id, pod);
         self.tally.pods += 1;
@@ -146,7 +146,6 @@ impl World {
     /// A pod is no longer in the API, whoever deleted it.
     pub(crate) fn remove_pod(&mut self, id: u32) -> Option<Pod> {
         let pod = self.pods.remove(&id)?;
-        self.tally.pod_gone(&pod, self.now);
         self.pod_changed(id);
         Some(pod)
     }

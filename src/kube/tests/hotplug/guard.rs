@@ -101,7 +101,8 @@ impl Guard {
         Facts {
             request: Request { deletes_attachment_pod: true, by_kubevirt: true, dry_run: false },
             pod: attachment_pod(pod),
-            held_since: pod.held_since.map(time),
+            noted: pod.held,
+            remembered: None,
             namespace_terminating: Answer::Known(false),
             owner: known(owner),
             vmi: Answer::Known(vmi(&self.vmi)),
@@ -135,8 +136,8 @@ impl World {
         if verdict.allowed {
             self.guard.departures.note(&facts.pod.uid, moment);
         } else {
-            pod.held_since.get_or_insert(now);
-            pod.last_denied = Some(now);
+            self.tally.denied_again(pod.held, verdict.held, now);
+            pod.held = Some(verdict.held);
         }
         self.tell(|| format!("deletion of pod {id}: {} of {:?}", verdict.reason, verdict.volumes));
         verdict.allowed
@@ -176,6 +177,12 @@ fn time(at: Ms) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(at)
 }
 
+/// So long before `now` it was.
+pub(crate) fn ms_since(moment: SystemTime, now: Ms) -> Ms {
+    let age = time(now).duration_since(moment).unwrap_or_default();
+    Ms::try_from(age.as_millis()).expect("within a run")
+}
+
 fn name(volume: usize) -> String {
     format!("volume-{volume}")
 }
@@ -207,6 +214,8 @@ fn attachment_pod(pod: &Pod) -> AttachmentPod {
         namespace: "vms".to_owned(),
         name: format!("hp-volume-{}", pod.id),
         uid: pod_uid(pod.id),
+        // The API has whole seconds.
+        created: Some(time(pod.created_at / 1_000 * 1_000)),
         terminating: false,
         phase: pod.phase,
         node: Some(node_id(pod.node)),

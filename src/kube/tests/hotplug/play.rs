@@ -273,7 +273,6 @@ impl World {
         for pod in self.pods.values() {
             let is_current = pod.launcher == self.vmi.launcher && pod.volumes == wanted;
             if !is_current || self.vmi.finished {
-                self.tally.pod_gone(pod, self.now);
                 stuck
                     .push(format!("pod {} with {:?} is still there; wanted {wanted:?}", pod.id, pod.volumes));
             }

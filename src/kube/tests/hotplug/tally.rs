@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use observer::hotplug::Reason;
+use observer::hotplug::{Held, Reason};
 
-use crate::world::{Ms, Pod};
+use crate::guard::ms_since;
+use crate::world::Ms;
 
 /// What was counted, in one run or in many.
 #[derive(Debug, Default)]
@@ -22,22 +23,23 @@ pub(crate) struct Tally {
     pub(crate) left_alone: u64,
     pub(crate) unstages_refused: u64,
     pub(crate) verdicts: BTreeMap<Reason, u64>,
-    /// From the first denial of a pod to the last.
-    pub(crate) longest_denial_ms: Ms,
-    /// From the first denial of a pod to its end; of one that was wanted again in between, too.
+    /// From the first denial of a hold to the last: for so long KubeVirt was kept from deleting a pod.
     pub(crate) longest_hold_ms: Ms,
+    /// The same of a row of holds of one pod.
+    pub(crate) longest_row_ms: Ms,
+    /// Holds that began anew.
+    pub(crate) begun_anew: u64,
     /// What was left that should have gone, in words.
     pub(crate) stuck: Vec<String>,
     pub(crate) seeds_with_pauses: Vec<u64>,
 }
 
 impl Tally {
-    /// A pod is gone, or the run is over.
-    pub(crate) fn pod_gone(&mut self, pod: &Pod, now: Ms) {
-        let Some(since) = pod.held_since else { return };
-        self.longest_hold_ms = self.longest_hold_ms.max(now - since);
-        let last = pod.last_denied.unwrap_or(since);
-        self.longest_denial_ms = self.longest_denial_ms.max(last - since);
+    /// A deletion was denied: what stood on the pod, and what stands there now.
+    pub(crate) fn denied_again(&mut self, before: Option<Held>, held: Held, now: Ms) {
+        self.longest_hold_ms = self.longest_hold_ms.max(ms_since(held.since, now));
+        self.longest_row_ms = self.longest_row_ms.max(ms_since(held.first, now));
+        self.begun_anew += u64::from(before.is_some_and(|before| before.since != held.since));
     }
 
     pub(crate) fn denied(&self) -> u64 {
@@ -61,8 +63,9 @@ impl Tally {
         for (reason, count) in run.verdicts {
             *self.verdicts.entry(reason).or_default() += count;
         }
-        self.longest_denial_ms = self.longest_denial_ms.max(run.longest_denial_ms);
         self.longest_hold_ms = self.longest_hold_ms.max(run.longest_hold_ms);
+        self.longest_row_ms = self.longest_row_ms.max(run.longest_row_ms);
+        self.begun_anew += run.begun_anew;
         self.stuck.extend(run.stuck.into_iter().map(|what| format!("seed {seed}: {what}")));
         if run.pauses + run.left_alone > 0 {
             self.seeds_with_pauses.push(seed);

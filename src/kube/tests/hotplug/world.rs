@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use observer::hotplug::PodPhase;
+use observer::hotplug::{Held, PodPhase};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -65,9 +65,9 @@ pub(crate) struct Pod {
     pub(crate) ready: bool,
     pub(crate) volumes: BTreeSet<usize>,
     pub(crate) exposes: BTreeSet<usize>,
-    /// The annotation of the first denial.
-    pub(crate) held_since: Option<Ms>,
-    pub(crate) last_denied: Option<Ms>,
+    pub(crate) created_at: Ms,
+    /// The annotations, once it was denied.
+    pub(crate) held: Option<Held>,
 }
 
 /// `status.volumeStatus[].phase`.

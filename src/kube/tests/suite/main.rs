@@ -8,6 +8,7 @@ mod answers;
 mod cluster;
 mod events;
 mod hotplug_facts;
+mod hotplug_holds;
 mod migrations;
 mod server;
 mod tokens;

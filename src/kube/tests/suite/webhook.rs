@@ -1,4 +1,4 @@
-//! The hotplug webhook over HTTPS, with reviews as the API server sends them for KubeVirt's controller, and a simulated
+//! The hotplug webhook over HTTP (TLS is others' business), with reviews as the API server sends them for KubeVirt's controller, and a simulated
 //! API server behind.
 
 use std::sync::{Arc, Mutex};
@@ -6,14 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use observer::hotplug::{Reason, Settings as GuardSettings, WAITING_READY_LIMIT};
 use observer::{
-    CREATE_PATH, DELETE_PATH, Events, Happening, Health, Index, Kind, MAX_REVIEW_BYTES, Observer,
-    ServerCertificate, Settings, Webhook, WebhookSettings,
+    CREATE_PATH, DELETE_PATH, Events, Happening, Health, Index, Kind, MAX_REVIEW_BYTES, Observer, Settings,
+    Webhook, WebhookSettings,
 };
-use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, DRIVER};
@@ -22,7 +20,7 @@ use crate::watching::DEADLINE;
 
 pub(crate) const OLD_POD: &str = "hp-volume-4mzxk";
 pub(crate) const NEW_POD: &str = "hp-volume-9tq2w";
-const ANNOTATION: &str = "rds.csi.srvlab.io/held-since";
+pub(crate) const ANNOTATION: &str = "rds.csi.srvlab.io/held-since";
 
 pub(crate) fn delete_review() -> Value {
     serde_json::from_str(include_str!("../recorded/review-delete.json")).unwrap()
@@ -43,19 +41,17 @@ pub(crate) fn settings(max_hold: Duration) -> WebhookSettings {
 
 /// A webhook that is served, and everything around it.
 pub(crate) struct Desk {
-    server: SimulatedApiServer,
-    webhook: Webhook,
+    pub(crate) server: SimulatedApiServer,
+    pub(crate) webhook: Webhook,
     address: std::net::SocketAddr,
-    connector: TlsConnector,
     told: Arc<Mutex<Vec<Happening>>>,
     observer: Observer,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
-    _files: tempfile::TempDir,
 }
 
 impl Desk {
-    async fn of(cluster: &Cluster, settings: WebhookSettings) -> Self {
+    pub(crate) async fn of(cluster: &Cluster, settings: WebhookSettings) -> Self {
         let desk = Self::cold(cluster, settings, |_| ()).await;
         desk.until(|index| {
             Kind::ALL.iter().all(|kind| matches!(index.health(*kind), Health::Current { .. }))
@@ -96,26 +92,13 @@ impl Desk {
         let tell = move |happening| count.lock().unwrap().push(happening);
         let webhook = Webhook::new(observer.clone(), events, Some(server.client()), settings, tell);
 
-        let files = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let (cert, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(made.cert.der().clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let certificate = ServerCertificate::read(cert, key).unwrap();
-        let serving = tokio::spawn(webhook.clone().serve(listener, certificate, stop.clone()));
-        let connector = TlsConnector::from(Arc::new(client));
-        Self { server, webhook, address, connector, told, observer, stop, serving, _files: files }
+        let incoming = futures::stream::unfold(listener, |listener| async move {
+            Some((listener.accept().await.map(|(stream, _)| stream), listener))
+        });
+        let serving = tokio::spawn(webhook.clone().serve(incoming, stop.clone()));
+        Self { server, webhook, address, told, observer, stop, serving }
     }
 
     async fn until(&self, is_so: impl Fn(&Index) -> bool) {
@@ -130,9 +113,7 @@ impl Desk {
 
     /// Sends a body, on a connection of its own; the status and the answer's body.
     async fn send(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        let mut stream = self.connector.connect(name, stream).await.unwrap();
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
         let length = body.len();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
@@ -160,7 +141,7 @@ impl Desk {
     }
 
     /// The review of the old pod's deletion, with the pod as the API server has it now.
-    fn review_now(&self) -> Value {
+    pub(crate) fn review_now(&self) -> Value {
         let pods = self.server.scene(|scene| scene.of_path("/api/v1/pods"));
         let pod = pods.into_iter().find(|pod| pod["metadata"]["name"] == OLD_POD).unwrap();
         let mut review = delete_review();
@@ -172,7 +153,7 @@ impl Desk {
         self.told.lock().unwrap().clone()
     }
 
-    fn patches(&self) -> Vec<Value> {
+    pub(crate) fn patches(&self) -> Vec<Value> {
         self.server.scene(|scene| scene.patches.clone())
     }
 

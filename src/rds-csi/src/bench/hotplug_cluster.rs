@@ -18,8 +18,10 @@ const MANAGED_FIELDS: u32 = 200;
 /// The volumes of each VM, and whether they are this driver's.
 const VOLUMES: [(&str, bool); 3] = [("data", true), ("logs", true), ("extra", false)];
 
+/// When everything was made.
+const CREATED: &str = "2020-01-01T00:00:00Z";
 /// When the first deletion was denied, whenever that was: the bench's longest hold is longer.
-const HELD_SINCE: &str = "2020-01-01T00:00:00Z";
+const HELD_SINCE: &str = "2020-01-01T00:00:01Z";
 
 /// What is reviewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +79,7 @@ fn node_name(vm: u32) -> String {
 
 fn metadata(name: &str) -> Value {
     json!({"name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"), "resourceVersion": "1",
-           "creationTimestamp": "2026-11-20T09:00:00Z"})
+           "creationTimestamp": CREATED})
 }
 
 fn claim(vm: u32, volume: &str, is_ours: bool) -> [Value; 2] {
