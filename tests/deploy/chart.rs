@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tests::tools;
 
-use crate::objects::Objects;
+use crate::objects::{Objects, list, text};
 use crate::root;
 
 /// Sets of values that have to render: files in `values/`.
@@ -98,4 +98,19 @@ fn an_older_kubernetes_is_refused() {
     let file = values.to_str().expect("UTF-8");
     let output = helm(&["template", RELEASE, "deploy/chart", "--kube-version", "1.31.0", "-f", file]);
     assert!(!output.status.success() && complaint(&output).contains("1.32"), "{}", complaint(&output));
+}
+
+#[test]
+fn free_space_is_promised_only_where_it_is_published() {
+    // With a topology alone does the provisioner keep what it publishes.
+    for (set, published) in [("minimal", false), ("everything", true), ("host-path", false)] {
+        let objects = render(set);
+        let driver = objects.of_kind("CSIDriver").next().expect("a CSIDriver");
+        let workloads = objects.workloads();
+        let mut containers = workloads.iter().flat_map(|workload| workload.containers());
+        let provisioner = containers.find(|one| text(one, "name") == "provisioner").expect("a provisioner");
+        let flag = list(provisioner, "args").iter().any(|word| word == "--enable-capacity");
+        let promised = driver["spec"]["storageCapacity"] == true;
+        assert_eq!((promised, flag), (published, published), "{set}");
+    }
 }

@@ -49,6 +49,11 @@ impl Appliance {
         self.disks.is_empty() && self.files.is_empty()
     }
 
+    /// The size in bytes of the volume's disk; `None` if there is none.
+    pub fn size_of(&self, volume: &str) -> Option<u64> {
+        self.disks.values().find(|disk| disk.slot == volume).map(|disk| disk.size_bytes)
+    }
+
     /// Fails unless appliance and ledger hold the same volumes, none of them half-done.
     pub fn expect_agrees(&self, ledger: &[Volume]) -> Result<()> {
         for volume in ledger {

@@ -69,6 +69,10 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
+{{/* Whether free space is published. Without topology the provisioner deletes what it publishes: it looks for labels that
+are an empty map, and the API server returns none. With a CSIDriver that promises it, no pod would be scheduled. */}}
+{{- define "rds-csi.capacity" -}}{{ and .Values.sidecars.provisioner.capacity (not (empty .Values.topology)) }}{{- end }}
+
 {{/* TOML. */}}
 {{- define "rds-csi.topologyToml" -}}
 {{- with .Values.topology }}

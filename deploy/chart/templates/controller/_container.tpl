@@ -100,7 +100,7 @@
 
 {{- define "rds-csi.controllerSidecars" -}}
 {{- $provisioner := list "--extra-create-metadata" -}}
-{{- if .Values.sidecars.provisioner.capacity -}}
+{{- if eq (include "rds-csi.capacity" .) "true" -}}
 {{- $provisioner = concat $provisioner (list "--enable-capacity" "--capacity-ownerref-level=1" "--capacity-poll-interval=1m") -}}
 {{- end -}}
 {{ include "rds-csi.sidecar" (dict "root" . "name" "provisioner" "values" "provisioner" "port" 9811 "arguments" $provisioner) }}
