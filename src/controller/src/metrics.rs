@@ -322,12 +322,9 @@ impl Metrics {
         }
         self.active_migrations.set(if now.is_leader { led(now.migrations) } else { 0 });
         self.overdue_migrations.set(if now.is_leader { led(now.overdue_migrations) } else { 0 });
-        let (held, longest) = (now.hotplug_held, now.hotplug_longest_hold);
-        if now.is_leader {
-            self.hotplug.held(held, longest)
-        } else {
-            self.hotplug.held(0, Duration::ZERO)
-        }
+        let (held, longest) =
+            if now.is_leader { (now.hotplug_held, now.hotplug_longest_hold) } else { Default::default() };
+        self.hotplug.held(held, longest);
         self.migrations.reset();
         for (outcome, ended) in now.migrations_ended.iter().filter(|_| now.is_leader) {
             self.migrations.with_label_values(&[outcome.name()]).inc_by(*ended);

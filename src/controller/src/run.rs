@@ -115,8 +115,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         .map_err(|error| RunError::Peers { address: config.listen.to_string(), reason: error.to_string() })?;
     let replica = Replica::start(replica_config(&config)).await?;
 
-    let stop = CancellationToken::new();
-    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let mut tasks = Tasks::default();
+    let stop = tasks.stop.clone();
     let sessions = NodeSessions::new(replica.clone(), metrics.clone());
     let kubernetes = Kubernetes::start(&config.kubernetes, metrics.clone(), &stop)?;
     let callers = kubernetes.node_callers.clone();
@@ -136,7 +136,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         Some(hotplug) => {
             let webhook = hotplug::webhook(hotplug, &kubernetes, &metrics);
             let serving = serve_webhook(webhook.clone(), hotplug.listen, replica.tls(), stop.clone()).await?;
-            tasks.spawn(serving);
+            tasks.running.spawn(serving);
             Some(webhook)
         }
         None => None,
@@ -150,12 +150,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     };
     let operator = OperatorService { replica: replica.clone(), orphans, webhook: webhook.clone(), recovery };
     let peers = serve_peers(&config, listener, operator, sessions.clone(), callers, stop.clone())?;
-    tasks.spawn(peers);
-    let (following, sessions_stop) = (sessions.clone(), stop.clone());
-    tasks.spawn(async move {
-        following.run(sessions_stop).await;
-        Ok(())
-    });
+    tasks.running.spawn(peers);
+    tasks.run(|stop| sessions.clone().run(stop));
     let http = Http {
         replica: replica.clone(),
         metrics: metrics.clone(),
@@ -163,7 +159,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         webhook,
     };
     let (http_stop, http_config) = (stop.clone(), config.clone());
-    tasks.spawn(async move {
+    tasks.running.spawn(async move {
         http.serve(http_listener, http_stop).await.map_err(|error| metrics_error(&http_config, error))
     });
     let shell = Shell {
@@ -172,55 +168,67 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
         metrics: metrics.clone(),
         in_office,
     };
-    let executor_stop = stop.clone();
-    tasks.spawn(async move {
-        shell.run(executor_stop).await;
-        Ok(())
-    });
-    let orphans_stop = stop.clone();
-    tasks.spawn(async move {
-        orphan_shell.run(orphans_stop).await;
-        Ok(())
-    });
+    tasks.run(|stop| shell.run(stop));
+    tasks.run(|stop| orphan_shell.run(stop));
     let evidence = Arc::new(LeadersEvidence::new(sessions.clone(), kubernetes.observer.clone()));
     let reaper = reaper::Shell { replica: replica.clone(), evidence, reap_after: config.reap_after() };
-    let reaper_stop = stop.clone();
-    tasks.spawn(async move {
-        reaper.run(reaper_stop).await;
-        Ok(())
-    });
+    tasks.run(|stop| reaper.run(stop));
     let chronicle = Chronicle {
         replica: replica.clone(),
         observer: kubernetes.observer.clone(),
         events: kubernetes.events.clone(),
         metrics: metrics.clone(),
     };
-    let chronicle_stop = stop.clone();
-    tasks.spawn(async move {
-        chronicle.run(chronicle_stop).await;
-        Ok(())
-    });
+    tasks.run(|stop| chronicle.run(stop));
     let service = service(&config, leader, kubernetes, backend, topology.clone(), metrics);
     let server = CsiServer::at(&topology).controller(service);
-    let csi_stop = stop.clone();
-    tasks.spawn(async move { Ok(server.serve(socket, csi_stop).await?) });
+    tasks.running.spawn(async move { Ok(server.serve(socket, stop).await?) });
+    tasks.until_the_end(&replica, &shutdown).await
+}
 
-    let outcome = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        failure = replica.failed() => Err(failure.into()),
-        Some(ended) = tasks.join_next() => ended.unwrap_or_else(|error| Err(error.into())),
-    };
-    // Leadership first, while this replica can still say who leads now.
-    replica.shutdown().await;
-    stop.cancel();
-    // What still waits for a replica that failed is never answered: the sooner it comes back through recovery, the better.
-    outcome?;
-    let drained =
-        tokio::time::timeout(DRAIN_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
-        tracing::warn!("connections are still open; leaving anyway");
+/// What a controller does at the same time, and what ends it.
+#[derive(Default)]
+struct Tasks {
+    running: JoinSet<Result<(), RunError>>,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts work that goes on until it is told to stop, and cannot fail.
+    fn run<Work>(&mut self, work: impl FnOnce(CancellationToken) -> Work)
+    where
+        Work: Future<Output = ()> + Send + 'static,
+    {
+        let work = work(self.stop.clone());
+        self.running.spawn(async move {
+            work.await;
+            Ok(())
+        });
     }
-    Ok(())
+
+    /// Waits for `shutdown`, or for something that ends by itself, and then ends everything else.
+    async fn until_the_end(
+        mut self,
+        replica: &Replica,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunError> {
+        let outcome = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            failure = replica.failed() => Err(failure.into()),
+            Some(ended) = self.running.join_next() => ended.unwrap_or_else(|error| Err(error.into())),
+        };
+        // Leadership first, while this replica can still say who leads now.
+        replica.shutdown().await;
+        self.stop.cancel();
+        // What still waits for a replica that failed is never answered: the sooner it comes back through recovery, the
+        // better.
+        outcome?;
+        let drain = async { while self.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drain).await.is_err() {
+            tracing::warn!("connections are still open; leaving anyway");
+        }
+        Ok(())
+    }
 }
 
 fn replica_config(config: &ControllerConfig) -> ReplicaConfig {
