@@ -8,3 +8,6 @@ pub mod history;
 pub mod invariants;
 pub mod processes;
 pub mod sim;
+
+/// How long a side of an overdue migration has to be stale before it is taken: short, where leaders die every few seconds.
+const REAP_AFTER_SECONDS: u32 = 1;

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rds_csi::dev::{Cluster, Surroundings};
 use tempfile::TempDir;
 
+use crate::REAP_AFTER_SECONDS;
+
 use super::appliance::Appliance;
 use super::disk::Disk;
 use super::doors::Doors;
@@ -23,8 +25,6 @@ use super::network::Network;
 use super::recorder::Recorder;
 use super::watch::Watch;
 
-/// How long a side has to be stale before it is taken: short, where leaders die every few seconds.
-const REAP_AFTER_SECONDS: u32 = 1;
 /// How many controllers there are.
 pub(super) const CONTROLLERS: usize = 3;
 /// How many nodes: the two sides of a migration, and a third that must wait.

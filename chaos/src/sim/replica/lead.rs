@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::office::SimClock;
 use super::{NodeSessions, Replica, sleep_until};
+use crate::REAP_AFTER_SECONDS;
 use crate::sim::appliance::SimBackend;
 use crate::sim::runtime::{SimInstant, die, sleep_ms, spawn};
 use crate::sim::world::{Point, World, nqn_prefix};
@@ -32,9 +33,6 @@ enum Input {
     Executor(Event),
     Reaper(reaper::Event),
 }
-
-/// How long a side has to be stale before it is taken: short, where leaders die every few seconds.
-const REAP_AFTER: Duration = Duration::from_secs(1);
 
 struct Leader {
     replica: Arc<Replica>,
@@ -54,7 +52,7 @@ pub(crate) async fn lead(replica: Arc<Replica>) {
     let mut leader = Leader {
         hand: Hand { backend, nqn_prefix: nqn_prefix() },
         executor: Executor::default(),
-        reaper: Reaper::new(REAP_AFTER),
+        reaper: Reaper::new(Duration::from_secs(REAP_AFTER_SECONDS.into())),
         evidence,
         inputs: sender,
         looks_without_quorum: 0,
