@@ -4,11 +4,11 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use proto::operator::v1::{HotplugHold, ListHotplugHoldsRequest};
-use rds_csi::https::Line;
+use rds_csi::http::Line;
 use serde_json::Value;
-use tests::Lab;
 use tests::kubernetes::{SimulatedApiServer, watch_simulated};
 use tests::requests::eventually;
+use tests::{Lab, SERVER_NAME};
 use tonic::Code;
 
 use crate::sessions::wait_for_metric;
@@ -42,10 +42,11 @@ fn review(server: &SimulatedApiServer) -> Result<Value> {
 /// The response of the controller's webhook.
 async fn ask(lab: &Lab, name: &str, review: &Value) -> Result<Value> {
     let authority = lab.certificates().join("ca.pem");
-    let mut line = Line::open(&webhook_address(lab, name)?, &authority).await?;
-    let (status, body) = line.post("/hotplug/delete", review.to_string().as_bytes()).await?;
-    ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
-    Ok(serde_json::from_slice::<Value>(&body)?["response"].clone())
+    let address = webhook_address(lab, name)?;
+    let mut line = Line::open_with_tls(&address, &authority, SERVER_NAME).await?;
+    let answer = line.post("/hotplug/delete", review.to_string().as_bytes()).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    Ok(serde_json::from_slice::<Value>(&answer.body)?["response"].clone())
 }
 
 async fn holds(lab: &Lab, name: &str) -> Result<Vec<HotplugHold>> {

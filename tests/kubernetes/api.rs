@@ -3,18 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rds_csi::http::Line;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-
-use crate::http;
 
 const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
@@ -46,23 +40,15 @@ impl Answer {
 #[derive(Clone)]
 pub(crate) struct Api {
     address: SocketAddr,
-    tls: TlsConnector,
+    authority: PathBuf,
     token: String,
     kinds: Arc<Mutex<BTreeMap<String, Resource>>>,
 }
 
 impl Api {
     /// To the API server at `address`, whose certificate `authority` signed.
-    pub(crate) fn new(address: SocketAddr, authority: &Path, token: &str) -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(authority).context("read the authority")?)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let tls = TlsConnector::from(Arc::new(config));
-        Ok(Self { address, tls, token: token.to_owned(), kinds: Arc::default() })
+    pub(crate) fn new(address: SocketAddr, authority: &Path, token: &str) -> Self {
+        Self { address, authority: authority.to_owned(), token: token.to_owned(), kinds: Arc::default() }
     }
 
     /// The same as somebody else.
@@ -72,20 +58,16 @@ impl Api {
 
     /// Asks, and takes any answer.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
-        let stream = TcpStream::connect(self.address).await.context("cannot reach the API server")?;
-        let name = ServerName::IpAddress(self.address.ip().into());
-        let stream = self.tls.connect(name, stream).await.context("no TLS with the API server")?;
         let form = if method == "PATCH" { MERGE } else { JSON };
-        let head = format!(
-            "Host: {}\r\nAuthorization: Bearer {}\r\nContent-Type: {form}\r\nAccept: {JSON}\r\n",
-            self.address, self.token
-        );
+        let bearer = format!("Bearer {}", self.token);
+        let fields = [("authorization", bearer.as_str()), ("content-type", form), ("accept", JSON)];
         let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
-        let (status, body) = http::ask(stream, http::Request { method, path, head, body }).await?;
+        let (address, name) = (self.address.to_string(), self.address.ip().to_string());
+        let mut line = Line::open_with_tls(&address, &self.authority, &name).await?;
+        let answer = line.ask(method, path, &fields, body).await?;
         // What is no JSON is a short text, such as that of /readyz.
-        let body = serde_json::from_slice(&body)
-            .unwrap_or_else(|_| json!({"message": String::from_utf8_lossy(&body)}));
-        Ok(Answer { status, body })
+        let body = serde_json::from_slice(&answer.body).unwrap_or_else(|_| json!({"message": answer.text()}));
+        Ok(Answer { status: answer.status, body })
     }
 
     /// What is at `path`.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use rds_csi::http;
 use routeros_simulator::generate_client_key;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,8 +18,8 @@ use tests::tools;
 use crate::api::Api;
 use crate::control_plane::ControlPlane;
 use crate::kubelet::Kubelet;
+use crate::network;
 use crate::program::Program;
-use crate::{http, network};
 
 /// The namespace of the release, and the release's name.
 pub(crate) const RELEASE: &str = "rds-csi";
@@ -140,8 +141,7 @@ impl Cluster {
     /// What a controller serves at `/metrics`.
     pub(crate) async fn metrics(&self, pod: &str) -> Result<String> {
         let address = format!("{}:9809", self.kubelet.address(pod)?);
-        let (_, body) = http::get(&address, "/metrics").await?;
-        Ok(String::from_utf8(body)?)
+        Ok(http::get(&address, "/metrics").await?.text())
     }
 
     /// Waits until `look` finds something.

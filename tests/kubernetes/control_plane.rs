@@ -58,7 +58,7 @@ impl ControlPlane {
         );
         fs::write(&tokens, lines).context("write the tokens")?;
         let mut programs = vec![etcd(directory, logs)?, api_server(&authority, &tokens, logs)?];
-        let api = Api::new(address, &authority.certificate, &admin)?;
+        let api = Api::new(address, &authority.certificate, &admin);
         let ready = eventually_within(READY_MS, "the API server is ready", async || {
             let answer = api.ask("GET", "/readyz", None).await?;
             ensure!(answer.status == 200, "{}", answer.message());

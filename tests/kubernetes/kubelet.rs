@@ -15,14 +15,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rds_csi::http;
 use serde_json::{Value, json};
 use tests::requests::eventually_within;
 use tests::tools;
 
 use crate::api::Api;
+use crate::network;
 use crate::program::{Program, built, tree};
 use crate::volumes::{Volumes, make_directory};
-use crate::{http, network};
 
 /// How long a container that is there to end may run, in milliseconds.
 const JOB_MS: u64 = 60_000;
@@ -303,8 +304,8 @@ impl Kubelet {
         let port = ports.and_then(|ports| ports.iter().find(named));
         let port = port.map_or(&get["port"], |port| &port["containerPort"]).as_u64().context("no port")?;
         let address = format!("{}:{port}", self.address(pod)?);
-        let (status, _) = http::get(&address, path).await.with_context(|| log.clone())?;
-        ensure!(status == 200, "{status}\n{log}");
+        let answer = http::get(&address, path).await.with_context(|| log.clone())?;
+        ensure!(answer.status == 200, "{}\n{log}", answer.status);
         Ok(())
     }
 

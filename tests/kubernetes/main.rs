@@ -16,7 +16,6 @@ mod authority;
 mod cluster;
 mod control_plane;
 mod hotplug;
-mod http;
 mod install;
 mod kubelet;
 mod life_cycle;

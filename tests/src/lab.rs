@@ -9,8 +9,7 @@ use anyhow::{Context, Result, ensure};
 use proto::operator::v1::{ListVolumesRequest, Volume};
 use rds_csi::certificates::CertificateFiles;
 use rds_csi::dev::{Cluster, ClusterBuilder};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use rds_csi::http;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -28,7 +27,7 @@ const QUESTION_MS: u64 = 5_000;
 const LOG_LINES_SHOWN: usize = 40;
 
 /// What a controller's certificate is checked for, wherever it runs.
-const SERVER_NAME: &str = "rds-csi";
+pub const SERVER_NAME: &str = "rds-csi";
 
 static TURNS: Semaphore = Semaphore::const_new(CLUSTERS_AT_ONCE);
 
@@ -129,11 +128,7 @@ impl Lab {
     pub async fn metrics(&self, name: &str) -> Result<String> {
         let settings: toml::Table = fs::read_to_string(self.config_path(name))?.parse()?;
         let address = settings.get("metrics_address").and_then(toml::Value::as_str).context("an address")?;
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
+        Ok(http::get(address, "/metrics").await?.text())
     }
 
     /// Waits until nothing is left to do, and ledger and appliance hold the same.

@@ -19,4 +19,4 @@ pub mod tools;
 pub mod vm;
 
 pub use csi::Csi;
-pub use lab::{Lab, tls_channel};
+pub use lab::{Lab, SERVER_NAME, tls_channel};

@@ -16,7 +16,7 @@ pub mod cluster_certificates;
 pub mod ctl;
 pub mod dev;
 mod failure;
-pub mod https;
+pub mod http;
 pub mod logging;
 mod open_files;
 pub mod services;

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::hotplug_cluster as made_up;
 use super::samples::Samples;
 use crate::certificates::{Authority, Owner};
-use crate::https::Line;
+use crate::http::Line;
 use crate::table::Table;
 
 /// Questions that may wait for a line; with more, the webhook is far too slow, and the run is given up.
@@ -76,7 +76,9 @@ pub(super) async fn measure(arguments: &WebhookArguments) -> anyhow::Result<()> 
         let kib = bodies.iter().map(String::len).max().unwrap_or(0) / 1024;
         let mut lines = Vec::new();
         for _ in 0..arguments.lines {
-            lines.push(Line::open(&server.address, &authority.certificate()).await?);
+            lines.push(
+                Line::open_with_tls(&server.address, &authority.certificate(), replica::SERVER_NAME).await?,
+            );
         }
         let cpu = server.cpu().await?;
         let samples = ask_all(arguments, lines, path, bodies, expected).await?;
@@ -167,10 +169,10 @@ async fn ask_all(
                 let Some(asked_at) = questions.lock().await.recv().await else { return Ok(took) };
                 let number = next.fetch_add(1, Ordering::Relaxed) % bodies.len();
                 let body = bodies.get(number).context("no body")?;
-                let (status, answer) = line.post(path, body.as_bytes()).await?;
+                let answer = line.post(path, body.as_bytes()).await?;
                 took.push(asked_at.elapsed());
-                let answer = String::from_utf8_lossy(&answer);
-                ensure!(status == 200 && answer.contains(expected), "{status}: {answer}");
+                let (status, text) = (answer.status, answer.text());
+                ensure!(status == 200 && text.contains(expected), "{status}: {text}");
             }
         });
     }

@@ -23,6 +23,7 @@ use super::layout::{Fabric, Layout, SIMULATOR, Wishes};
 use super::process::Process;
 use super::readiness::Probe;
 use super::surroundings::Surroundings;
+use crate::http;
 use crate::services::SimulatedLatencies;
 
 /// How long a process may take until it is ready, in ms.
@@ -334,6 +335,15 @@ impl Cluster {
         let mut all = controllers.chain(nodes);
         let found = all.find(|(place, _)| *place == name).map(|(_, address)| Probe::Ready(address));
         found.with_context(|| format!("there is no process {name}"))
+    }
+
+    /// The value of the metric `name`, without labels, of the controller `controller`.
+    pub(crate) async fn metric(&self, controller: &str, name: &str) -> anyhow::Result<String> {
+        let place = self.layout.controllers.iter().find(|place| place.name == controller);
+        let place = place.with_context(|| format!("there is no controller {controller}"))?;
+        let page = http::get(&place.metrics_address().to_string(), "/metrics").await?.text();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map(str::to_owned).with_context(|| format!("{controller} has no metric {name}"))
     }
 
     /// The processes that have ended and how, since they were last started.

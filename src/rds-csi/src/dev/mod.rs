@@ -8,7 +8,6 @@ mod cluster;
 mod elsewhere;
 mod fake_devices;
 mod files;
-mod http;
 mod layout;
 mod overview;
 mod ports;

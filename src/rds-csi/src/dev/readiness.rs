@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::http;
+use crate::http;
 
 /// How long one question may take, in ms.
 const QUESTION_TIMEOUT_MS: u64 = 1_000;
@@ -38,11 +38,11 @@ impl Probe {
 }
 
 async fn is_ready(address: SocketAddr) -> anyhow::Result<()> {
-    let page = http::get(address, "/readyz").await?;
-    if page.status.starts_with("HTTP/1.1 200 ") {
+    let answer = http::get(&address.to_string(), "/readyz").await?;
+    if answer.status == 200 {
         return Ok(());
     }
-    bail!("/readyz says {:?}: {}", page.status, page.body.trim())
+    bail!("/readyz says {}: {}", answer.status, answer.text().trim())
 }
 
 #[cfg(test)]
