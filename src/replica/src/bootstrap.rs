@@ -328,7 +328,8 @@ async fn form_cluster(inner: &Inner, members: BTreeMap<u64, PeerAddress>) -> Res
         }
     }
     tracing::info!(replica = inner.id, cluster = %cluster_id, members = ?nodes.keys(), "forming a cluster");
-    inner.raft.initialize(nodes).await.map_err(|error| format!("the cluster was not formed: {error}"))
+    let formed = inner.consensus.ask(|raft| async move { raft.initialize(nodes).await });
+    formed.await.map_err(|error| format!("the cluster was not formed: {error}"))
 }
 
 #[cfg(test)]

@@ -17,9 +17,10 @@ use tonic::transport::Channel;
 
 use crate::attempts::AttemptId;
 use crate::codec;
+use crate::consensus::Metrics;
 use crate::error::ProposeError;
 use crate::peers::Client;
-use crate::replica::{Inner, Metrics};
+use crate::replica::Inner;
 
 /// Pause between two attempts, unless the leader changes before.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -91,7 +92,7 @@ impl Inner {
     ) -> Result<Q::Answer, Unanswered> {
         let mut id = AttemptId { asker: self.asker, question: self.next_question(), attempt: 0 };
         loop {
-            let seat = seat(&self.raft.metrics().borrow_watched(), self.id);
+            let seat = seat(&self.consensus.metrics().borrow_watched(), self.id);
             let attempt = self.ask(question, &seat, id, deadline);
             id.attempt = id.attempt.saturating_add(1);
             let why = match tokio::time::timeout_at(deadline.into(), attempt).await {
@@ -113,7 +114,7 @@ impl Inner {
     }
 
     pub(crate) fn leader_place(&self) -> LeaderPlace {
-        match seat(&self.raft.metrics().borrow_watched(), self.id) {
+        match seat(&self.consensus.metrics().borrow_watched(), self.id) {
             Seat::Nowhere => LeaderPlace::Nowhere,
             Seat::Here { .. } => LeaderPlace::Here,
             Seat::There { node, .. } => match self.peers.channel(&node.name, &node.address) {
@@ -176,7 +177,7 @@ impl Inner {
 
     /// Whether this replica leads in `term`.
     pub(crate) fn leads_in(&self, term: u64) -> bool {
-        seat(&self.raft.metrics().borrow_watched(), self.id) == Seat::Here { term }
+        seat(&self.consensus.metrics().borrow_watched(), self.id) == Seat::Here { term }
     }
 
     /// Why there is no answer, as far as this replica can tell.
@@ -287,7 +288,9 @@ impl Question for ReadIndex {
             return Attempt::Answered(inner.machine.applied_index());
         }
         // Never LeaseRead: it would trust clocks.
-        match inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+        let read_at =
+            inner.consensus.ask(|raft| async move { raft.get_read_log_id(ReadPolicy::ReadIndex).await });
+        match read_at.await {
             Ok((read_at, _)) => Attempt::Answered(read_at.index()),
             Err(error) => Attempt::Retry(error.to_string()),
         }
@@ -307,8 +310,10 @@ impl Question for ReadIndex {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::path::Path;
     use std::sync::Arc;
+    use std::task::Poll;
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 
@@ -333,24 +338,42 @@ mod tests {
         files
     }
 
+    async fn opened(dir: &Path) -> Inner {
+        let config = ReplicaConfig {
+            data_dir: dir.join("data"),
+            name: "a".to_owned(),
+            peers: vec![PeerAddress { name: "a".to_owned(), address: "127.0.0.1:1".to_owned() }],
+            tls: certificate(dir),
+            timing: Timing::default(),
+            snapshot_every: DEFAULT_SNAPSHOT_EVERY,
+        };
+        Inner::open(config, Arc::new(SystemClock::new())).await.unwrap()
+    }
+
     /// Nobody has noted that consensus has ended: whoever is not told so would ask until then without ever waiting, and
     /// a few such callers would take all threads.
     #[tokio::test]
     async fn who_asks_when_consensus_has_ended_is_told_before_that_is_noted() {
         let dir = tempfile::tempdir().unwrap();
-        let config = ReplicaConfig {
-            data_dir: dir.path().join("data"),
-            name: "a".to_owned(),
-            peers: vec![PeerAddress { name: "a".to_owned(), address: "127.0.0.1:1".to_owned() }],
-            tls: certificate(dir.path()),
-            timing: Timing::default(),
-            snapshot_every: DEFAULT_SNAPSHOT_EVERY,
-        };
-        let inner = Inner::open(config, Arc::new(SystemClock::new())).await.unwrap();
-        inner.raft.shutdown().await.unwrap();
+        let inner = opened(dir.path()).await;
+        inner.consensus.end().await.unwrap();
         for _ in 0..2 {
             let answer = inner.through_leader(&ReadIndex, Instant::now() + QUESTION_LIMIT).await;
             assert!(matches!(answer, Err(Unanswered::Stopped)), "{answer:?}");
         }
+    }
+
+    /// openraft panics in those who ask after the first one to wait for its end was dropped.
+    #[tokio::test]
+    async fn who_asks_is_told_that_consensus_has_ended_though_the_first_to_hear_so_went_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = opened(dir.path()).await;
+        let mut first = Box::pin(inner.consensus.end());
+        let begun = poll_fn(|context| Poll::Ready(first.as_mut().poll(context))).await;
+        assert!(begun.is_pending(), "it had ended at once: {begun:?}");
+        drop(first);
+        inner.metrics_reach(|seen| seen.running_state.is_err()).await;
+        assert!(inner.report().await.is_none(), "a report of what has ended");
+        inner.consensus.end().await.unwrap();
     }
 }

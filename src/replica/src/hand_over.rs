@@ -12,8 +12,9 @@ use proto::peer::v1::HandOverRequest;
 use proto::peer::v1::peer_client::PeerClient;
 use tls::Tls;
 
+use crate::consensus::Metrics;
 use crate::peers;
-use crate::replica::{Inner, Metrics};
+use crate::replica::Inner;
 use crate::status;
 use crate::tls::TlsFiles;
 
@@ -39,8 +40,10 @@ impl Inner {
             let members = status::members(&metrics, &self.config.timing);
             if let Some(successor) = status::successor(self.id, &members) {
                 tracing::info!(replica = self.id, successor, "handing leadership over");
-                let begun = self.raft.trigger().transfer_leader(successor).await;
-                begun.map_err(|_| "this replica has stopped".to_owned())?;
+                let transfer = self
+                    .consensus
+                    .ask(move |raft| async move { raft.trigger().transfer_leader(successor).await });
+                transfer.await.map_err(|_| "this replica has stopped".to_owned())?;
                 return self.until_another_leads(end).await;
             }
             if Instant::now() + LOOK_PAUSE >= end {

@@ -17,9 +17,10 @@ use storage::Proposal;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::{LedgerClock, MonotonicClock};
+use crate::consensus::Metrics;
 use crate::error::Failure;
 use crate::forward::Attempt;
-use crate::replica::{Inner, Metrics};
+use crate::replica::Inner;
 
 /// How often time is proposed while something waits for it: a deadline is at most this late while there is a leader.
 const TICK_INTERVAL: Duration = Duration::from_millis(1_000);
@@ -46,7 +47,7 @@ impl Office {
 
 /// Follows Raft's state: takes and leaves office, and reports when Raft fails. Lives as long as the replica.
 pub(crate) async fn keep_office(inner: Arc<Inner>) {
-    let mut metrics = inner.raft.metrics();
+    let mut metrics = inner.consensus.metrics();
     loop {
         let (term, fatal) = {
             let seen = metrics.borrow_and_update();
@@ -166,7 +167,10 @@ impl Inner {
         let entry = Entry { at: office.ledger_time(&*self.clock), command };
         let guess = planted::is(Bug::AnswerBeforeCommit).then(|| entry.clone());
         let (responder, answer) = ProgressResponder::complete_only();
-        let write = self.raft.write(Proposal(entry)).with_leader(office.term).responder(responder);
+        let term = office.term;
+        let write = self.consensus.ask(move |raft| async move {
+            raft.write(Proposal(entry)).with_leader(term).responder(responder).await
+        });
         if write.await.is_err() {
             return Attempt::Stopped;
         }

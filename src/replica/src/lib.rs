@@ -25,6 +25,7 @@ mod bootstrap;
 mod clock;
 mod codec;
 mod config;
+mod consensus;
 mod error;
 mod forward;
 mod hand_over;

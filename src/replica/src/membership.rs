@@ -17,10 +17,11 @@ use state_machine::{CLUSTER_VERSION, Command, State};
 use storage::{LogId, Membership, ReplicaNode, TypeConfig, check_membership_size};
 
 use crate::config::PeerAddress;
+use crate::consensus::Metrics;
 use crate::forward::{Attempt, Envelope, Question, failed, garbled};
 use crate::leader::Office;
 use crate::peers::Client;
-use crate::replica::{Inner, Metrics};
+use crate::replica::Inner;
 use crate::status::{MemberStatus, members};
 
 /// How often the leader looks whether a learner has caught up or a change was left half-way.
@@ -224,7 +225,10 @@ impl Inner {
             Precondition::LastMembershipLogId { last_membership_log_id: view.at },
         ];
         // Removed voters are not kept as learners.
-        match self.raft.change_membership_if(changes, false, conditions).await {
+        let changed = self
+            .consensus
+            .ask(move |raft| async move { raft.change_membership_if(changes, false, conditions).await });
+        match changed.await {
             Ok(_) => Attempt::Answered(()),
             Err(error) if error.fatal().is_some() => Attempt::Stopped,
             Err(error) => Attempt::Retry(error.to_string()),

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
 use state_machine::{Command, LedgerTime, Response, State};
-use storage::{Identity, MachineStore, StorageError, Store, TypeConfig};
+use storage::{Identity, MachineStore, StorageError, Store};
 use tls::Tls;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -20,6 +19,7 @@ use crate::attempts::{AttemptId, Attempts};
 use crate::bootstrap::{self, Surroundings};
 use crate::clock::{MonotonicClock, SystemClock};
 use crate::config::{PeerAddress, ReplicaConfig};
+use crate::consensus::{Consensus, Metrics};
 use crate::error::{Failure, MembershipError, ProposeError, ReadError, StartError};
 use crate::forward::{Attempt, LeaderPlace, Proposed, RETRY_PAUSE, ReadIndex, Unanswered};
 use crate::leader::{self, Leadership, Office};
@@ -37,9 +37,6 @@ const REDIRECT_AFTER_HANDOVER: Duration = Duration::from_millis(20);
 /// How long consensus and the tasks around it may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_millis(2_000);
 
-pub(crate) type Raft = openraft::Raft<TypeConfig, MachineStore>;
-pub(crate) type Metrics = RaftMetrics<TypeConfig>;
-
 /// One replica. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct Replica {
@@ -50,7 +47,7 @@ pub struct Replica {
 pub(crate) struct Inner {
     pub(crate) config: ReplicaConfig,
     pub(crate) id: u64,
-    pub(crate) raft: Raft,
+    pub(crate) consensus: Consensus,
     pub(crate) machine: MachineStore,
     pub(crate) clock: Arc<dyn MonotonicClock>,
     pub(crate) peers: Arc<Peers>,
@@ -232,7 +229,7 @@ impl Replica {
         inner.stopping.cancel();
         inner.tasks.close();
         let stop = async {
-            let stopped = inner.raft.shutdown().await;
+            let stopped = inner.consensus.end().await;
             inner.tasks.wait().await;
             stopped
         };
@@ -268,13 +265,13 @@ impl Inner {
         let cluster_id = Arc::new(known_cluster.map(OnceLock::from).unwrap_or_default());
         let network = Network { peers: peers.clone(), cluster_id: cluster_id.clone() };
         let machine = store.machine;
-        let raft = Raft::new(id, raft_config, network, store.log, machine.clone()).await;
+        let raft = openraft::Raft::new(id, raft_config, network, store.log, machine.clone()).await;
         let raft = raft.map_err(|error| StartError::Raft(error.to_string()))?;
         tracing::info!(replica = id, name = config.name, cluster = ?known_cluster, "replica started");
         Ok(Self {
             config,
             id,
-            raft,
+            consensus: Consensus::new(raft),
             machine,
             clock,
             peers,
@@ -296,12 +293,12 @@ impl Inner {
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        self.raft.metrics().borrow_watched().clone()
+        self.consensus.metrics().borrow_watched().clone()
     }
 
     /// Waits until `condition` holds; false if consensus stopped before.
     pub(crate) async fn metrics_reach(&self, condition: impl Fn(&Metrics) -> bool) -> bool {
-        let mut metrics = self.raft.metrics();
+        let mut metrics = self.consensus.metrics();
         loop {
             if condition(&metrics.borrow_and_update()) {
                 return true;
@@ -315,7 +312,7 @@ impl Inner {
     /// Whether nothing is decided here any more. Consensus ends before that is noted as the failure; whoever asks until
     /// then again and again, and never waits, keeps it from being noted.
     pub(crate) fn is_stopped(&self) -> bool {
-        let has_ended = self.raft.metrics().borrow_watched().running_state.is_err();
+        let has_ended = self.consensus.metrics().borrow_watched().running_state.is_err();
         has_ended || self.stopping.is_cancelled() || self.failure.borrow().is_some()
     }
 

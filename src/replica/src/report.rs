@@ -64,8 +64,8 @@ impl Report {
 impl Inner {
     /// What this replica says of itself; nothing once consensus has stopped.
     pub(crate) async fn report(&self) -> Option<Report> {
-        let initialized = self.raft.is_initialized().await.ok()?;
-        let metrics = self.raft.metrics();
+        let initialized = self.consensus.ask(|raft| async move { raft.is_initialized().await }).await.ok()?;
+        let metrics = self.consensus.metrics();
         let seen = metrics.borrow_watched();
         Some(Report {
             replica_id: self.id,

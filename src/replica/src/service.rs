@@ -175,25 +175,35 @@ impl PeerService {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn append_entries(&self, request: Request<RaftMessage>) -> Answer<RaftReply> {
-        reply(self.inner.raft.append_entries(self.open(request.into_inner())?).await)
+        let request = self.open(request.into_inner())?;
+        reply(self.inner.consensus.ask(|raft| async move { raft.append_entries(request).await }).await)
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Answer<RaftReply> {
-        reply(self.inner.raft.vote(self.open(request.into_inner())?).await)
+        let request = self.open(request.into_inner())?;
+        reply(self.inner.consensus.ask(|raft| async move { raft.vote(request).await }).await)
     }
 
     async fn pre_vote(&self, request: Request<RaftMessage>) -> Answer<RaftReply> {
-        reply(self.inner.raft.pre_vote(self.open(request.into_inner())?).await)
+        let request = self.open(request.into_inner())?;
+        reply(self.inner.consensus.ask(|raft| async move { raft.pre_vote(request).await }).await)
     }
 
     async fn transfer_leader(&self, request: Request<RaftMessage>) -> Answer<RaftReply> {
-        reply(self.inner.raft.handle_transfer_leader(self.open(request.into_inner())?).await)
+        let request = self.open(request.into_inner())?;
+        reply(
+            self.inner.consensus.ask(|raft| async move { raft.handle_transfer_leader(request).await }).await,
+        )
     }
 
     async fn install_snapshot(&self, request: Request<Streaming<SnapshotPart>>) -> Answer<RaftReply> {
         let (header, body) = self.receive(request.into_inner()).await?;
         let snapshot = SnapshotOf::<TypeConfig, Vec<u8>> { meta: header.meta, snapshot: body };
-        let installed = self.inner.raft.install_full_snapshot(header.vote, snapshot).await;
+        let installed = self
+            .inner
+            .consensus
+            .ask(move |raft| async move { raft.install_full_snapshot(header.vote, snapshot).await });
+        let installed = installed.await;
         reply(installed.map_err(RaftError::<TypeConfig>::from))
     }
 

@@ -6,7 +6,8 @@ use openraft::{Instant as _, ServerState};
 use uuid::Uuid;
 
 use crate::config::Timing;
-use crate::replica::{Inner, Metrics};
+use crate::consensus::Metrics;
+use crate::replica::Inner;
 
 /// A member counts as answering if it acknowledged something within this many longest election timeouts.
 const ANSWERING_TIMEOUTS: u32 = 3;
