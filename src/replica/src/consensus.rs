@@ -49,3 +49,25 @@ impl Consensus {
         self.ask(|raft| async move { raft.shutdown().await.map_err(|_| Fatal::Panicked) }).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use crate::testing::opened;
+
+    /// openraft panics in those who ask after the first one to wait for its end was dropped.
+    #[tokio::test]
+    async fn who_asks_is_told_that_consensus_has_ended_though_the_first_to_hear_so_went_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = opened(dir.path()).await;
+        let mut first = Box::pin(inner.consensus.end());
+        let begun = poll_fn(|context| Poll::Ready(first.as_mut().poll(context))).await;
+        assert!(begun.is_pending(), "it had ended at once: {begun:?}");
+        drop(first);
+        inner.metrics_reach(|seen| seen.running_state.is_err()).await;
+        assert!(inner.report().await.is_none(), "a report of what has ended");
+        inner.consensus.end().await.unwrap();
+    }
+}

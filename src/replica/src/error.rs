@@ -50,6 +50,9 @@ pub enum Failure {
     /// Consensus or the disk failed. The process recovers by starting again.
     #[error("consensus stopped: {0}")]
     Raft(String),
+    /// A bug: what keeps this panicked, and the log says where. The process recovers by starting again.
+    #[error("what keeps {0} panicked")]
+    Panicked(&'static str),
     /// The replica is not a member of its cluster any more. It will refuse to start on its data.
     #[error("this replica was removed from its cluster: {0}")]
     Removed(String),

@@ -310,45 +310,11 @@ impl Question for ReadIndex {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::path::Path;
-    use std::sync::Arc;
-    use std::task::Poll;
-
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-
     use super::*;
-    use crate::{DEFAULT_SNAPSHOT_EVERY, PeerAddress, ReplicaConfig, SystemClock, Timing, TlsFiles};
+    use crate::testing::opened;
 
     /// How long the question may take; it is answered at once.
     const QUESTION_LIMIT: Duration = Duration::from_secs(1);
-
-    fn certificate(dir: &Path) -> TlsFiles {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names.push(SanType::URI("spiffe://rds-csi/replica/a".try_into().unwrap()));
-        let key = KeyPair::generate().unwrap();
-        let signed = params.signed_by(&key, &authority).unwrap();
-        let files = TlsFiles { ca: dir.join("ca"), cert: dir.join("cert"), key: dir.join("key") };
-        std::fs::write(&files.ca, authority.pem()).unwrap();
-        std::fs::write(&files.cert, signed.pem()).unwrap();
-        std::fs::write(&files.key, key.serialize_pem()).unwrap();
-        files
-    }
-
-    async fn opened(dir: &Path) -> Inner {
-        let config = ReplicaConfig {
-            data_dir: dir.join("data"),
-            name: "a".to_owned(),
-            peers: vec![PeerAddress { name: "a".to_owned(), address: "127.0.0.1:1".to_owned() }],
-            tls: certificate(dir),
-            timing: Timing::default(),
-            snapshot_every: DEFAULT_SNAPSHOT_EVERY,
-        };
-        Inner::open(config, Arc::new(SystemClock::new())).await.unwrap()
-    }
 
     /// Nobody has noted that consensus has ended: whoever is not told so would ask until then without ever waiting, and
     /// a few such callers would take all threads.
@@ -361,19 +327,5 @@ mod tests {
             let answer = inner.through_leader(&ReadIndex, Instant::now() + QUESTION_LIMIT).await;
             assert!(matches!(answer, Err(Unanswered::Stopped)), "{answer:?}");
         }
-    }
-
-    /// openraft panics in those who ask after the first one to wait for its end was dropped.
-    #[tokio::test]
-    async fn who_asks_is_told_that_consensus_has_ended_though_the_first_to_hear_so_went_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = opened(dir.path()).await;
-        let mut first = Box::pin(inner.consensus.end());
-        let begun = poll_fn(|context| Poll::Ready(first.as_mut().poll(context))).await;
-        assert!(begun.is_pending(), "it had ended at once: {begun:?}");
-        drop(first);
-        inner.metrics_reach(|seen| seen.running_state.is_err()).await;
-        assert!(inner.report().await.is_none(), "a report of what has ended");
-        inner.consensus.end().await.unwrap();
     }
 }

@@ -39,6 +39,8 @@ mod report;
 mod roll;
 mod service;
 mod status;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub use crate::tls::{SERVER_NAME, TlsFiles};

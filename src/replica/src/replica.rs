@@ -84,10 +84,10 @@ impl Replica {
         clock: Arc<dyn MonotonicClock>,
     ) -> Result<Self, StartError> {
         let inner = Arc::new(Inner::open(config, clock).await?);
-        inner.tasks.spawn(leader::keep_office(inner.clone()));
-        inner.tasks.spawn(leader::keep_time(inner.clone()));
-        inner.tasks.spawn(bootstrap::keep_place(inner.clone()));
-        inner.tasks.spawn(membership::keep_members(inner.clone()));
+        inner.keep("its office", leader::keep_office(inner.clone()));
+        inner.keep("the ledger's time", leader::keep_time(inner.clone()));
+        inner.keep("its place", bootstrap::keep_place(inner.clone()));
+        inner.keep("the members", membership::keep_members(inner.clone()));
         Ok(Self { inner })
     }
 
@@ -292,6 +292,17 @@ impl Inner {
         })
     }
 
+    /// Starts work that keeps `what`, as long as the replica lives. If it panics, the replica has failed: without that work
+    /// it would only look like one.
+    fn keep(self: &Arc<Self>, what: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (inner, work) = (self.clone(), tokio::spawn(work));
+        self.tasks.spawn(async move {
+            if work.await.is_err_and(|error| error.is_panic()) {
+                inner.fail(Failure::Panicked(what));
+            }
+        });
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         self.consensus.metrics().borrow_watched().clone()
     }
@@ -367,5 +378,21 @@ impl Inner {
             Ok(changed) => changed,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::opened;
+
+    #[tokio::test]
+    async fn a_replica_whose_keeping_panics_has_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let replica = Replica { inner: Arc::new(opened(dir.path()).await) };
+        replica.inner.keep("an exercise", async {});
+        replica.inner.keep("its promise", async { panic!("as asked") });
+        let failure = tokio::time::timeout(Duration::from_secs(10), replica.failed()).await;
+        assert_eq!(failure, Ok(Failure::Panicked("its promise")));
     }
 }
