@@ -47,32 +47,45 @@ fn wire_of<'w, 'a>(wires: &'w Wires<'a>, volume: &'a str, node: &'a str) -> &'w 
     wires.get(&(volume, node)).map_or(&[], Vec::as_slice)
 }
 
+/// How a node's attachment stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Stays,
+    Leaves,
+    /// It leaves because it was reaped, and has the volume again if the other side leaves before it.
+    Reaped,
+}
+
 /// How the ledger decides to reap.
 fn decisions(history: &History) -> Vec<String> {
     let mut found = Vec::new();
     let mut reaped = BTreeSet::new();
-    // Of each volume, the nodes that have it, and whether they are leaving.
-    let mut attached: BTreeMap<&str, BTreeMap<&str, bool>> = BTreeMap::new();
+    let mut attached: BTreeMap<&str, BTreeMap<&str, Side>> = BTreeMap::new();
     for seen in &history.ledger {
         let nodes = attached.entry(&seen.volume).or_default();
         match &seen.fact {
             LedgerFact::Attached { node, .. } => {
-                nodes.insert(node, false);
+                nodes.insert(node, Side::Stays);
             }
             LedgerFact::Revoking { node, .. } => {
-                nodes.insert(node, true);
+                let side = nodes.entry(node).or_insert(Side::Leaves);
+                if *side == Side::Stays {
+                    *side = Side::Leaves;
+                }
             }
             LedgerFact::Detached { node, .. } => {
                 nodes.remove(node.as_str());
+                nodes.values_mut().filter(|side| **side == Side::Reaped).for_each(|side| *side = Side::Stays);
             }
             LedgerFact::Reaping { migration, node } => {
                 let (volume, at) = (&seen.volume, time(seen.at));
                 if !reaped.insert(*migration) {
                     found.push(format!("migration {migration} of {volume} is reaped again at {at}"));
                 }
-                if !nodes.iter().any(|(other, leaving)| *other != node.as_str() && !leaving) {
+                if !nodes.iter().any(|(other, side)| *other != node.as_str() && *side == Side::Stays) {
                     found.push(format!("{volume} is reaped from {node} at {at}, and nobody else keeps it"));
                 }
+                nodes.insert(node, Side::Reaped);
             }
             LedgerFact::MigrationStarted { .. }
             | LedgerFact::MigrationOverdue { .. }
@@ -164,10 +177,11 @@ fn is_reaped_at(history: &History, volume: &str, node: &str, at: Micros) -> bool
     let facts = history.ledger.iter().filter(|seen| seen.volume == volume && seen.at <= at);
     facts.fold(false, |reaped, seen| match &seen.fact {
         LedgerFact::Reaping { node: stale, .. } if stale == node => true,
-        LedgerFact::Attached { node: of, .. } | LedgerFact::Detached { node: of, .. } if of == node => false,
+        LedgerFact::Attached { node: to, .. } if to == node => false,
+        // It is off, or it is the last one and has the volume again.
+        LedgerFact::Detached { .. } => false,
         LedgerFact::Attached { .. }
         | LedgerFact::Revoking { .. }
-        | LedgerFact::Detached { .. }
         | LedgerFact::MigrationStarted { .. }
         | LedgerFact::MigrationOverdue { .. }
         | LedgerFact::Reaping { .. }
@@ -231,6 +245,16 @@ mod tests {
         let alone = Run::with_shared_volume().attach(1, "a", 1).overdue(30_010, 30_010, 1);
         assert_one(check(&alone.reap(30_100, 1, "a").history()), "nobody else keeps it");
         let leaving = overdue().revoke(30_050, "a", 1).reap(30_100, 1, "b");
+        assert_one(check(&leaving.history()), "nobody else keeps it");
+    }
+
+    #[test]
+    fn a_side_that_was_reaped_keeps_the_volume_once_the_other_has_left() {
+        let spared = reaped().wire(30_200, "a", Disconnected).detach(30_300, "a", 1);
+        let spared = spared.migrated(30_300, 1, "success").attach(40_000, "c", 3);
+        let again = spared.migrate(40_000, 2, "b", "c", 30_000).overdue(70_010, 70_010, 2);
+        assert_none(check(&again.clone().reap(70_100, 2, "c").history()));
+        let leaving = again.revoke(70_050, "b", 2).reap(70_100, 2, "c");
         assert_one(check(&leaving.history()), "nobody else keeps it");
     }
 
