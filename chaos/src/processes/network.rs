@@ -176,7 +176,9 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for index in 0..self.count {
-            // A namespace takes its interfaces with it. One that was not made yet is no loss.
+            // A namespace takes its interfaces with it, but some time later, and the next run wants their names. What was
+            // not made yet is no loss.
+            let _ = tool("ip", &["link", "delete", &self.near_end(index)]);
             let _ = tool("ip", &["netns", "delete", &self.namespace(index)]);
         }
         if let Err(error) = tool("ip", &["link", "delete", &self.bridge()]) {
