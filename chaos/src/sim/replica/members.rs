@@ -11,7 +11,7 @@ use replica::{MemberStatus, PeerAddress};
 
 use super::office::Attempt;
 use super::{Metrics, Replica, TIMERS_SLOWER};
-use crate::sim::runtime::{sleep_ms, timeout};
+use crate::sim::runtime::{by_clock_of, sleep_ms, timeout};
 use crate::sim::types::SimTypeConfig;
 use crate::sim::world::World;
 
@@ -66,9 +66,9 @@ impl Replica {
         view_of(&self.raft.metrics().borrow_watched())
     }
 
-    /// What is missing until it leads three voters that live now, and nothing else is under way.
+    /// What is missing until it leads three voters that live now, and nothing else is under way. Anybody may ask.
     pub(crate) fn lacks(&self) -> Option<String> {
-        let view = self.view();
+        let view = by_clock_of(self.group, || self.view());
         let lives = |member: &MemberStatus| {
             self.world.id_of(World::place_of(member.id)) == member.id && member.answering == Some(true)
         };

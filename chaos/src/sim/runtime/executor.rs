@@ -219,6 +219,16 @@ impl Executor {
         self.inner.borrow().current_group()
     }
 
+    pub(super) fn by_clock_of<T>(&self, group: GroupId, look: impl FnOnce() -> T) -> T {
+        let own = self.inner.borrow().current;
+        if let Some((_, current)) = &mut self.inner.borrow_mut().current {
+            *current = group;
+        }
+        let seen = look();
+        self.inner.borrow_mut().current = own;
+        seen
+    }
+
     pub(super) fn random<T>(&self, choose: impl FnOnce(&mut SimRng) -> T) -> T {
         choose(&mut self.inner.borrow_mut().rng)
     }

@@ -104,6 +104,11 @@ pub(crate) fn new_group(clock_began_ns: u64) -> GroupId {
     executor::here().new_group(clock_began_ns)
 }
 
+/// What `look` sees by the clocks of another process: a moment that one of its clocks showed means nothing by others.
+pub(crate) fn by_clock_of<T>(group: GroupId, look: impl FnOnce() -> T) -> T {
+    executor::here().by_clock_of(group, look)
+}
+
 /// The process that is running now.
 #[must_use]
 pub(crate) fn current_group() -> GroupId {
@@ -428,5 +433,20 @@ impl AsyncRuntime for SimRuntime {
         T: Send + 'static,
     {
         Ok(work())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_another_process_can_be_looked_at() {
+        let seen = Room::new(1).run(async {
+            let other = new_group(7_000_000_000);
+            [SimInstant::now(), by_clock_of(other, SimInstant::now), SimInstant::now()]
+                .map(SimInstant::as_nanos)
+        });
+        assert_eq!(seen.ok(), Some([0, 7_000_000_000, 0]));
     }
 }
