@@ -74,6 +74,7 @@ fn faults(bug: Bug) -> &'static [&'static str] {
         Bug::LostSessionIsProof => &["node plugin stopped", "node plugin killed"],
         Bug::ReapsInUse | Bug::ClockRestarts => &["leader killed", "follower killed"],
         Bug::CreateUndoneByRetry => &["appliance answers lost"],
+        Bug::LateAttempts => &["partition both ways", "leader stopped past its lease"],
     }
 }
 

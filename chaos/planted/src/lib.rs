@@ -37,6 +37,8 @@ pub enum Bug {
     ClockRestarts,
     /// A creation whose answer was lost is taken back by its retry.
     CreateUndoneByRetry,
+    /// A leader decides what arrives after its asker gave up.
+    LateAttempts,
 }
 
 /// All of them.
@@ -56,6 +58,7 @@ pub const BUGS: &[Bug] = &[
     Bug::ReapsInUse,
     Bug::ClockRestarts,
     Bug::CreateUndoneByRetry,
+    Bug::LateAttempts,
 ];
 
 impl Bug {
@@ -78,6 +81,7 @@ impl Bug {
             Self::ReapsInUse => "reaps-in-use",
             Self::ClockRestarts => "clock-restarts",
             Self::CreateUndoneByRetry => "create-undone-by-retry",
+            Self::LateAttempts => "late-attempts",
         }
     }
 }

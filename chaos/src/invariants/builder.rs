@@ -96,6 +96,14 @@ impl Run {
         self
     }
 
+    /// The last call, as this client's.
+    pub(super) fn by(mut self, client: u32) -> Self {
+        if let Some(last) = self.0.operations.last_mut() {
+            last.client = client;
+        }
+        self
+    }
+
     fn fact(mut self, at: u64, ledger_ms: u64, fact: LedgerFact) -> Self {
         self.0.ledger.push(Transition { at: at * MICROS_PER_MS, ledger_ms, volume: V.to_owned(), fact });
         self

@@ -1,7 +1,8 @@
 //! I3: what was acknowledged is in every later read and in the final one, unless something later undid it; and what
 //! was undone comes back only by a later request.
 //!
-//! Undone by a request that may have happened later: a delete, an unpublish. A node loses a volume without being
+//! Undone by a request that may have happened later: a delete, an unpublish; not by one that the same client had given
+//! up before, for nothing comes of that once he was told that a later one is done. A node loses a volume without being
 //! asked only where the ledger reaped it, or where something was done to the node itself, as a fault that names it.
 //! And what was created is on the appliance (`kept`).
 
@@ -70,19 +71,19 @@ impl Volume<'_> {
         };
         match &operation.request {
             Request::Create { volume, size_bytes, .. } | Request::Expand { volume, size_bytes } => {
-                let until = self.first(from, |request| request.deletes(volume));
+                let until = self.first(operation, |request| request.deletes(volume));
                 lost(until, &|look| look.found.is_some_and(|found| found.size_bytes >= *size_bytes))
             }
             Request::Delete { volume } => {
-                lost(self.first(from, |request| request.creates(volume)), &|look| look.found.is_none())
+                lost(self.first(operation, |request| request.creates(volume)), &|look| look.found.is_none())
             }
             Request::Publish { volume, node } => {
                 let takes = |request: &Request| request.unpublishes(volume, node) || request.deletes(volume);
-                let until = self.first(from, takes).min(self.taken(history, node, from));
+                let until = self.first(operation, takes).min(self.taken(history, node, from));
                 lost(until, &|look| look.found.is_some_and(|found| found.nodes.contains(node)))
             }
             Request::Unpublish { volume, node } if !node.is_empty() => {
-                let until = self.first(from, |request| request.publishes(volume, node));
+                let until = self.first(operation, |request| request.publishes(volume, node));
                 let has = |look: &Look<'_>| look.found.is_some_and(|found| found.nodes.contains(node));
                 lost(until, &|look| !has(look)).or_else(|| self.attached_again(operation, node, ended, until))
             }
@@ -90,15 +91,15 @@ impl Volume<'_> {
         }
     }
 
-    /// When first something began that may have undone what was asked for at `from`.
-    fn first(&self, from: Micros, undoes: impl Fn(&Request) -> bool) -> Micros {
-        let may_be_later = |operation: &&&Operation| match operation.effect() {
-            Effect::Done => operation.ended.is_some_and(|ended| ended >= from),
-            Effect::Maybe => true,
+    /// When first something began that may have undone what was asked for and acknowledged.
+    fn first(&self, asked: &Operation, undoes: impl Fn(&Request) -> bool) -> Micros {
+        let may_be_later = |other: &&&Operation| match other.effect() {
+            Effect::Done => other.ended.is_some_and(|ended| ended >= asked.started),
+            Effect::Maybe => other.client != asked.client || other.started > asked.started,
             Effect::None => false,
         };
-        let undoing = self.operations.iter().filter(|operation| undoes(&operation.request));
-        undoing.filter(may_be_later).map(|operation| operation.started).min().unwrap_or(Micros::MAX)
+        let undoing = self.operations.iter().filter(|other| undoes(&other.request));
+        undoing.filter(may_be_later).map(|other| other.started).min().unwrap_or(Micros::MAX)
     }
 
     /// When first the ledger took the volume from the node after `from`, with a right to do so unasked.
@@ -224,6 +225,23 @@ mod tests {
         assert_one(check(&run.clone().attach(9_000, "a", 3).history()), "attached it again");
         let again = run.asked(14, 15, publish("a"), unknown()).attach(9_000, "a", 3);
         assert_none(check(&again.asked(20, 21, read(), on(SIZE, &["a"])).history()));
+    }
+
+    #[test]
+    fn what_a_client_gave_up_does_not_come_after_what_he_was_told_next() {
+        let publisher = |client| {
+            let run = Run::with_volume().asked(10, 11, publish("a"), unknown()).by(client);
+            run.asked(12, 13, unpublish("a"), Answer::Ok).by(7)
+        };
+        let read_later = |run: Run| run.asked(20, 21, read(), on(SIZE, &["a"])).history();
+        assert_one(check(&read_later(publisher(7))), "Unpublish");
+        assert_one(check(&publisher(7).attach(9_000, "a", 3).history()), "attached it again");
+        assert_none(check(&read_later(publisher(8))));
+        assert_none(check(&publisher(8).attach(9_000, "a", 3).history()));
+
+        let run = Run::with_volume().asked(10, 11, unpublish("a"), unknown()).by(7);
+        let run = run.asked(12, 13, publish("a"), published(1)).by(7);
+        assert_one(check(&run.asked(20, 21, read(), on(SIZE, &[])).history()), "Publish");
     }
 
     #[test]

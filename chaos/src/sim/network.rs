@@ -18,6 +18,10 @@ use super::world::World;
 const DELAY_US: (u64, u64) = (100, 900);
 /// How much later the second copy of a message may arrive, in ms.
 const DUPLICATE_LATER_MS: u64 = 3_000;
+/// Of a thousand messages that a connection did not get through, so many are sent again until they arrive, and how much
+/// later that is at most, in ms.
+const SENT_AGAIN_PER_MILLE: u64 = 500;
+const SENT_AGAIN_LATER_MS: u64 = 20_000;
 /// How long a refused connection takes to be noticed at most, in ms.
 const REFUSED_MS: u64 = 1;
 
@@ -75,6 +79,18 @@ impl World {
         !is_lost && !self.net().blocked.contains(&(from, to))
     }
 
+    /// The same for a connection's message: what does not get through may be sent again, long after its sender gave it up.
+    async fn carry_on_connection(&self, from: Endpoint, to: Endpoint) -> bool {
+        if self.carry(from, to).await {
+            return true;
+        }
+        let later_ms =
+            random(|rng| rng.per_mille(SENT_AGAIN_PER_MILLE).then(|| rng.below(SENT_AGAIN_LATER_MS)));
+        let Some(later_ms) = later_ms else { return false };
+        sleep_ms(later_ms).await;
+        self.carry(from, to).await
+    }
+
     /// Asks the replica in place `to`: what `serve` answers there, if question and answer get through in time.
     pub(crate) async fn call<R, F>(
         self: &Arc<Self>,
@@ -118,7 +134,7 @@ impl World {
         let (sender, answer) = oneshot::channel();
         let world = self.clone();
         spawn_in(WORLD, async move {
-            if !world.carry(from, Endpoint::Replica(to)).await {
+            if !world.carry_on_connection(from, Endpoint::Replica(to)).await {
                 return hold(sender, limit).await;
             }
             let Some(replica) = world.replica(to) else {

@@ -1,14 +1,34 @@
-//! Attempts that come too late: one that was held up on its way arrives after its asker has asked again, was answered
-//! and went on. The term does not shut it out if the leader is still the same, and what it asks for may undo what was
-//! decided since: a deletion that is delivered after the volume was made anew.
+//! Attempts that come too late: one that was held up on its way arrives after its asker was answered, or gave up, and
+//! went on. The term does not shut it out if the leader is still the same, and what it asks for may undo what was
+//! decided since: a deletion that is delivered after the volume was made anew, a publish after the unpublish.
 //!
-//! So an asker numbers its questions and its attempts, and the leader takes no attempt once it has taken a later one
-//! of the same question. First attempts are not remembered: nearly every question needs no other.
+//! An asker that asked again numbers its questions and its attempts, and the leader takes no attempt once it has taken
+//! a later one of the same question. First attempts are not remembered: nearly every question needs no other.
+//!
+//! An asker that gave up says beforehand when it will, by the ledger's time ([`given_up_at`]), and from then on the
+//! leader takes no attempt of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use state_machine::LedgerTime;
 
 /// How many questions that were asked more than once are remembered.
 const MOST_REMEMBERED: usize = 4_096;
+/// By how much one machine's clock may run faster than another's, in percent. A clock that is being set right without a
+/// jump runs wrong by 9 at most (chrony's limit), and quartz by far less.
+const RATE_ERROR_PERCENT: u128 = 10;
+
+/// The ledger's time at which an asker will have given up that waits for `patience` more, once it has heard from the
+/// leader that it is `now`.
+///
+/// It is never later than that moment: `now` was so before the answer arrived, however long that took. The last part of
+/// the patience is left out, since the two clocks may run at different rates.
+pub fn given_up_at(now: LedgerTime, patience: Duration) -> LedgerTime {
+    // Two times in whole milliseconds may be almost one further apart than they say.
+    let counted_ms = (patience.as_millis() * (100 - RATE_ERROR_PERCENT) / 100).saturating_sub(1);
+    LedgerTime(now.0.saturating_add(u64::try_from(counted_ms).unwrap_or(u64::MAX)))
+}
 
 /// One attempt at asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +98,25 @@ mod tests {
     fn who_does_not_say_is_always_heard() {
         let mut attempts = Attempts::default();
         assert!(attempts.take(id(0, 0, 0)) && attempts.take(id(0, 0, 0)));
+    }
+
+    /// On the leader's clock, whose rate is `percent` of the asker's, the asker gives up at `moment` or later.
+    fn is_before_giving_up(moment: LedgerTime, now: LedgerTime, patience_ms: u64, percent: u64) -> bool {
+        moment.0 - now.0 <= patience_ms * percent / 100
+    }
+
+    #[test]
+    fn an_asker_has_given_up_by_no_earlier_moment_than_it_says() {
+        let now = LedgerTime(7_000);
+        for patience_ms in [0, 1, 9, 10, 11, 999, 10_000, 60_000] {
+            let said = given_up_at(now, Duration::from_millis(patience_ms));
+            for percent in [91, 100, 109] {
+                assert!(is_before_giving_up(said, now, patience_ms, percent), "{patience_ms} at {percent} %");
+            }
+        }
+        assert_eq!(given_up_at(now, Duration::from_secs(10)), LedgerTime(15_999), "most of it is used");
+        assert_eq!(given_up_at(now, Duration::ZERO), now, "nothing is begun any more");
+        assert_eq!(given_up_at(now, Duration::MAX), LedgerTime(u64::MAX));
     }
 
     #[test]

@@ -3,19 +3,21 @@
 //! A question is asked again after every failure until its deadline, so it must not matter whether it is heard twice.
 //! Each attempt is bound to the term in which its leader was seen: one that was held up on its way decides nothing
 //! under a later leader, after whom the caller may have gone on. Under the same leader it decides nothing once a later
-//! attempt was heard ([`crate::attempts`]).
+//! attempt was heard, or once its asker has given up ([`crate::attempts`]).
 
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
-use proto::peer::v1::{ProposeRequest, ReadIndexRequest, propose_reply, read_index_reply};
+use proto::peer::v1::{
+    LedgerTimeRequest, ProposeRequest, ReadIndexRequest, ledger_time_reply, propose_reply, read_index_reply,
+};
 use state_machine::{Command, Entry, LedgerTime, Response};
 use storage::{ReplicaNode, check_entry_size};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::attempts::AttemptId;
+use crate::attempts::{AttemptId, given_up_at};
 use crate::codec;
 use crate::consensus::Metrics;
 use crate::error::ProposeError;
@@ -24,6 +26,9 @@ use crate::replica::Inner;
 
 /// Pause between two attempts, unless the leader changes before.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Why an attempt is not taken whose asker has given up.
+pub(crate) const TOO_LATE: &str = "it came so late that whoever asked has given up";
 
 /// How one attempt went.
 #[derive(Debug)]
@@ -63,20 +68,46 @@ pub enum LeaderPlace {
 }
 
 /// What goes with each forwarded question.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Envelope {
     pub(crate) cluster_id: Vec<u8>,
     pub(crate) term: u64,
-    pub(crate) timeout_ms: u64,
+    /// When the asker gives up.
+    deadline: Instant,
     pub(crate) attempt: AttemptId,
+}
+
+impl Envelope {
+    /// How long the asker still waits.
+    pub(crate) fn timeout_ms(&self) -> u64 {
+        u64::try_from(self.patience().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// When the asker will have given up, by the ledger's time, which the leader is asked for; or why it does not say.
+    pub(crate) async fn until(&self, leader: &Client) -> Result<LedgerTime, String> {
+        match LedgerNow.there(leader.clone(), self.clone()).await {
+            Attempt::Answered(now) => Ok(given_up_at(now, self.patience())),
+            Attempt::Retry(why) => Err(why),
+            Attempt::Stopped => Err("it has stopped".to_owned()),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
 }
 
 /// Something that only the leader answers. Asking twice does no harm.
 pub(crate) trait Question: Sync {
     type Answer: Send;
 
-    /// Answers on the leader of `term`, which is this replica.
-    fn here(&self, inner: &Inner, term: u64) -> impl Future<Output = Attempt<Self::Answer>> + Send;
+    /// Answers on the leader of `term`, which is this replica. From `until` on nothing is changed any more.
+    fn here(
+        &self,
+        inner: &Inner,
+        term: u64,
+        until: Instant,
+    ) -> impl Future<Output = Attempt<Self::Answer>> + Send;
 
     /// Asks the leader.
     fn there(&self, leader: Client, envelope: Envelope)
@@ -140,7 +171,7 @@ impl Inner {
                 return tokio::select! {
                     // What was decided is told, even if the leadership ended at the same moment.
                     biased;
-                    attempt = question.here(self, *term) => attempt,
+                    attempt = question.here(self, *term, deadline) => attempt,
                     () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
                 };
             }
@@ -153,9 +184,7 @@ impl Inner {
         let Some(cluster_id) = self.cluster_id.get() else {
             return Attempt::Retry(self.silence(&Seat::Nowhere));
         };
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let timeout_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
-        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms, attempt };
+        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, deadline, attempt };
         tokio::select! {
             biased;
             attempt = question.there(client, envelope) => match attempt {
@@ -250,26 +279,64 @@ impl Proposed {
 impl Question for Proposed {
     type Answer = Response;
 
-    async fn here(&self, inner: &Inner, term: u64) -> Attempt<Response> {
+    async fn here(&self, inner: &Inner, term: u64, until: Instant) -> Attempt<Response> {
         let Some(office) = inner.office_in(term).await else {
             return Attempt::Retry(format!("this replica does not lead in term {term}"));
         };
         if self.forwarded.is_some_and(|attempt| !inner.take_attempt(attempt)) {
             return Attempt::Retry("it was asked again since".to_owned());
         }
-        inner.write(&office, self.command.clone()).await
+        inner.write(&office, self.command.clone(), Some(until)).await
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Response> {
-        let Envelope { cluster_id, term, timeout_ms, attempt } = envelope;
-        let AttemptId { asker, question, attempt } = attempt;
-        let command = self.encoded.clone();
-        let request = ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt };
+        let until = match envelope.until(&leader).await {
+            Ok(until) => until,
+            Err(why) => return Attempt::Retry(why),
+        };
+        let (timeout_ms, command) = (envelope.timeout_ms(), self.encoded.clone());
+        let Envelope { cluster_id, term, attempt: AttemptId { asker, question, attempt }, .. } = envelope;
+        let request = ProposeRequest {
+            cluster_id,
+            term,
+            timeout_ms,
+            command,
+            asker,
+            question,
+            attempt,
+            until_ms: until.0,
+        };
         match leader.propose(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(propose_reply::Outcome::Response(bytes))) => {
                 codec::decode(&bytes).map_or_else(|_| garbled(), Attempt::Answered)
             }
             Ok(Some(propose_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
+            Ok(None) => garbled(),
+            Err(status) => failed(status),
+        }
+    }
+}
+
+/// The ledger's time, as the leader has it.
+#[derive(Debug)]
+pub(crate) struct LedgerNow;
+
+impl Question for LedgerNow {
+    type Answer = LedgerTime;
+
+    async fn here(&self, inner: &Inner, term: u64, _until: Instant) -> Attempt<LedgerTime> {
+        match inner.office_in(term).await {
+            Some(office) => Attempt::Answered(office.ledger_time(&*inner.clock)),
+            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
+        }
+    }
+
+    async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<LedgerTime> {
+        let timeout_ms = envelope.timeout_ms();
+        let request = LedgerTimeRequest { cluster_id: envelope.cluster_id, term: envelope.term, timeout_ms };
+        match leader.ledger_time(request).await.map(|reply| reply.into_inner().outcome) {
+            Ok(Some(ledger_time_reply::Outcome::NowMs(now_ms))) => Attempt::Answered(LedgerTime(now_ms)),
+            Ok(Some(ledger_time_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
             Ok(None) => garbled(),
             Err(status) => failed(status),
         }
@@ -283,7 +350,7 @@ pub(crate) struct ReadIndex;
 impl Question for ReadIndex {
     type Answer = u64;
 
-    async fn here(&self, inner: &Inner, _term: u64) -> Attempt<u64> {
+    async fn here(&self, inner: &Inner, _term: u64, _until: Instant) -> Attempt<u64> {
         if planted::is(planted::Bug::NoLeaseCheck) {
             return Attempt::Answered(inner.machine.applied_index());
         }
@@ -297,8 +364,8 @@ impl Question for ReadIndex {
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<u64> {
-        let Envelope { cluster_id, term, timeout_ms, .. } = envelope;
-        let request = ReadIndexRequest { cluster_id, term, timeout_ms };
+        let timeout_ms = envelope.timeout_ms();
+        let request = ReadIndexRequest { cluster_id: envelope.cluster_id, term: envelope.term, timeout_ms };
         match leader.read_index(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(read_index_reply::Outcome::Index(index))) => Attempt::Answered(index),
             Ok(Some(read_index_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::{LedgerClock, MonotonicClock};
 use crate::consensus::Metrics;
 use crate::error::Failure;
-use crate::forward::Attempt;
+use crate::forward::{Attempt, TOO_LATE};
 use crate::replica::Inner;
 
 /// How often time is proposed while something waits for it: a deadline is at most this late while there is a leader.
@@ -99,7 +99,7 @@ pub(crate) async fn keep_time(inner: Arc<Inner>) {
         let office = *inner.office.borrow();
         let Some(office) = office.filter(|_| inner.machine.read(State::is_timed)) else { continue };
         // Without a quorum a tick would wait for as long as that lasts; the next one is as good.
-        let tick = tokio::time::timeout(TICK_INTERVAL, inner.write(&office, Command::Tick));
+        let tick = tokio::time::timeout(TICK_INTERVAL, inner.write(&office, Command::Tick, None));
         if let Ok(Attempt::Retry(why)) = tick.await {
             tracing::debug!(why, "a tick was not decided");
         }
@@ -156,20 +156,40 @@ impl Inner {
         }
     }
 
-    /// Stamps `command`, and waits until it is applied or the office is left. A `Retry` may still be applied.
-    pub(crate) async fn write(&self, office: &Office, command: Command) -> Attempt<Response> {
+    /// How long it is until the ledger's time is `until`, if this replica is in office in `term`.
+    pub(crate) fn ledger_time_until(&self, until: LedgerTime, term: u64) -> Option<Duration> {
+        let office = (*self.office.borrow()).filter(|office| office.term == term)?;
+        let now = office.ledger_time(&*self.clock);
+        Some(Duration::from_millis(until.0.saturating_sub(now.0)))
+    }
+
+    /// Stamps `command`, and waits until it is applied or the office is left. A `Retry` may still be applied, if the
+    /// command was proposed before `until`.
+    pub(crate) async fn write(
+        &self,
+        office: &Office,
+        command: Command,
+        until: Option<Instant>,
+    ) -> Attempt<Response> {
         let needed = command.since_version();
         let current = self.machine.read(State::cluster_version);
         if needed > current {
             // A voter that does not know the command could not even read the entry.
             return Attempt::Answered(Response::Refused(Refusal::VersionTooLow { needed, current }));
         }
+        // What was begun before its asker gave up is proposed before anything that is asked for after that.
+        let turn = self.proposing.clone().lock_owned().await;
+        if until.is_some_and(|until| Instant::now() >= until) && !planted::is(Bug::LateAttempts) {
+            return Attempt::Retry(TOO_LATE.to_owned());
+        }
         let entry = Entry { at: office.ledger_time(&*self.clock), command };
         let guess = planted::is(Bug::AnswerBeforeCommit).then(|| entry.clone());
         let (responder, answer) = ProgressResponder::complete_only();
         let term = office.term;
         let write = self.consensus.ask(move |raft| async move {
-            raft.write(Proposal(entry)).with_leader(term).responder(responder).await
+            let proposed = raft.write(Proposal(entry)).with_leader(term).responder(responder).await;
+            drop(turn);
+            proposed
         });
         if write.await.is_err() {
             return Attempt::Stopped;
@@ -188,5 +208,28 @@ impl Inner {
             },
             _ = left => Attempt::Retry(format!("this replica stopped leading in term {}", office.term)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::opened;
+
+    /// Whoever asks once it has given up must come after it, and never before.
+    #[tokio::test]
+    async fn a_command_whose_time_is_over_before_its_turn_is_not_proposed() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = opened(dir.path()).await;
+        let office = Office { term: 1, clock: LedgerClock::take(LedgerTime::default(), &*inner.clock) };
+        let until = Instant::now() + Duration::from_millis(50);
+        let other = inner.proposing.clone().lock_owned().await;
+        let turn_comes_late = async {
+            tokio::time::sleep_until(until.into()).await;
+            drop(other);
+        };
+        let (answer, ()) = tokio::join!(inner.write(&office, Command::Tick, Some(until)), turn_comes_late);
+        let Attempt::Retry(why) = answer else { panic!("{answer:?}") };
+        assert_eq!(why, TOO_LATE);
     }
 }

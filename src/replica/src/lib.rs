@@ -45,7 +45,7 @@ mod tls;
 
 pub use crate::tls::{SERVER_NAME, TlsFiles};
 pub use ::tls::TlsError;
-pub use attempts::{AttemptId, Attempts};
+pub use attempts::{AttemptId, Attempts, given_up_at};
 #[doc(hidden)]
 pub use clock::LedgerClock;
 pub use clock::{MonotonicClock, SystemClock};

@@ -66,6 +66,8 @@ pub(crate) struct Inner {
     questions: AtomicU64,
     /// The attempts of other replicas that were taken.
     attempts: Mutex<Attempts>,
+    /// Commands are handed to consensus one at a time.
+    pub(crate) proposing: Arc<tokio::sync::Mutex<()>>,
     /// Changes of the membership, one at a time.
     pub(crate) membership_changes: tokio::sync::Mutex<()>,
     pub(crate) stopping: CancellationToken,
@@ -117,7 +119,7 @@ impl Replica {
             let Some(office) = office.filter(|office| office.term == term) else {
                 return Err(ProposeError::NotLeader { term });
             };
-            match self.inner.write(&office, proposed.command().clone()).await {
+            match self.inner.write(&office, proposed.command().clone(), None).await {
                 Attempt::Answered(response) => return Ok(response),
                 Attempt::Retry(_) => tokio::time::sleep(RETRY_PAUSE).await,
                 Attempt::Stopped => return Err(ProposeError::Fatal),
@@ -286,6 +288,7 @@ impl Inner {
             asker: Uuid::new_v4().as_u64_pair().0,
             questions: AtomicU64::new(0),
             attempts: Mutex::default(),
+            proposing: Arc::default(),
             membership_changes: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -1,19 +1,21 @@
 //! The peer protocol's server: what the other replicas may ask of this one. Only replicas get this far.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::alias::SnapshotOf;
 use openraft::errors::RaftError;
 use proto::peer::v1::peer_server::{Peer, PeerServer};
 use proto::peer::v1::{
     AdoptReply, AdoptRequest, ChangeMembershipReply, ChangeMembershipRequest, HandOverReply, HandOverRequest,
-    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, NotLeader, ProposeReply, ProposeRequest,
-    RaftMessage, RaftReply, ReadIndexReply, ReadIndexRequest, SnapshotPart, change_membership_reply,
-    join_reply, propose_reply, read_index_reply, snapshot_part::Part,
+    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, LedgerTimeReply, LedgerTimeRequest, NotLeader,
+    ProposeReply, ProposeRequest, RaftMessage, RaftReply, ReadIndexReply, ReadIndexRequest, SnapshotPart,
+    change_membership_reply, join_reply, ledger_time_reply, propose_reply, read_index_reply,
+    snapshot_part::Part,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use state_machine::LedgerTime;
 use storage::TypeConfig;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::attempts::AttemptId;
 use crate::codec::{self, MAX_MESSAGE_BYTES};
 use crate::config::PeerAddress;
-use crate::forward::{Attempt, Proposed, Question, ReadIndex};
+use crate::forward::{Attempt, LedgerNow, Proposed, Question, ReadIndex};
 use crate::identity::{RequireRole, RoleKind, caller};
 use crate::membership::Change;
 use crate::network::SnapshotHeader;
@@ -105,13 +107,21 @@ impl PeerService {
         cluster_id: &[u8],
         term: u64,
         timeout_ms: u64,
+        until: Option<LedgerTime>,
     ) -> Result<Result<Q::Answer, NotLeader>, Status> {
         self.check_cluster(cluster_id)?;
         if !self.inner.leads_in(term) {
             return Ok(Err(NotLeader { reason: format!("it does not lead in term {term}") }));
         }
         let timeout = Duration::from_millis(timeout_ms).min(MAX_QUESTION_TIMEOUT);
-        match tokio::time::timeout(timeout, question.here(&self.inner, term)).await {
+        let mut until_here = Instant::now() + timeout;
+        if let Some(until) = until {
+            let Some(left) = self.inner.ledger_time_until(until, term) else {
+                return Ok(Err(NotLeader { reason: format!("it is not in office in term {term}") }));
+            };
+            until_here = until_here.min(Instant::now() + left);
+        }
+        match tokio::time::timeout(timeout, question.here(&self.inner, term, until_here)).await {
             Ok(Attempt::Answered(answer)) => Ok(Ok(answer)),
             Ok(Attempt::Retry(reason)) => Ok(Err(NotLeader { reason })),
             Ok(Attempt::Stopped) => Err(stopped()),
@@ -207,13 +217,23 @@ impl Peer for PeerService {
         reply(installed.map_err(RaftError::<TypeConfig>::from))
     }
 
+    async fn ledger_time(&self, request: Request<LedgerTimeRequest>) -> Answer<LedgerTimeReply> {
+        let LedgerTimeRequest { cluster_id, term, timeout_ms } = request.into_inner();
+        let outcome = match self.decide(&LedgerNow, &cluster_id, term, timeout_ms, None).await? {
+            Ok(now) => ledger_time_reply::Outcome::NowMs(now.0),
+            Err(not_leader) => ledger_time_reply::Outcome::NotLeader(not_leader),
+        };
+        Ok(Response::new(LedgerTimeReply { outcome: Some(outcome) }))
+    }
+
     async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeReply> {
-        let ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt } =
+        let ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt, until_ms } =
             request.into_inner();
         let command = codec::decode(&command).map_err(invalid)?;
         let attempt = AttemptId { asker, question, attempt };
         let proposed = Proposed::new(command).map_err(invalid)?.forwarded(attempt);
-        let outcome = match self.decide(&proposed, &cluster_id, term, timeout_ms).await? {
+        let until = Some(LedgerTime(until_ms));
+        let outcome = match self.decide(&proposed, &cluster_id, term, timeout_ms, until).await? {
             Ok(response) => {
                 let bytes = codec::encode(&response).map_err(|error| Status::internal(error.to_string()))?;
                 propose_reply::Outcome::Response(bytes)
@@ -225,7 +245,7 @@ impl Peer for PeerService {
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexReply> {
         let ReadIndexRequest { cluster_id, term, timeout_ms } = request.into_inner();
-        let outcome = match self.decide(&ReadIndex, &cluster_id, term, timeout_ms).await? {
+        let outcome = match self.decide(&ReadIndex, &cluster_id, term, timeout_ms, None).await? {
             Ok(index) => read_index_reply::Outcome::Index(index),
             Err(not_leader) => read_index_reply::Outcome::NotLeader(not_leader),
         };
@@ -236,9 +256,10 @@ impl Peer for PeerService {
         &self,
         request: Request<ChangeMembershipRequest>,
     ) -> Answer<ChangeMembershipReply> {
-        let ChangeMembershipRequest { cluster_id, term, timeout_ms, change } = request.into_inner();
+        let ChangeMembershipRequest { cluster_id, term, timeout_ms, change, until_ms } = request.into_inner();
         let change = Change::from_message(change).ok_or_else(|| invalid("the change is missing"))?;
-        let outcome = match self.decide(&change, &cluster_id, term, timeout_ms).await? {
+        let until = Some(LedgerTime(until_ms));
+        let outcome = match self.decide(&change, &cluster_id, term, timeout_ms, until).await? {
             Ok(Ok(id)) => change_membership_reply::Outcome::ReplicaId(id),
             Ok(Err(why)) => change_membership_reply::Outcome::Refused(why),
             Err(not_leader) => change_membership_reply::Outcome::NotLeader(not_leader),

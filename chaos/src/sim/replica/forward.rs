@@ -7,11 +7,11 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
 use planted::Bug;
-use replica::AttemptId;
-use state_machine::{Command, Response, State};
+use replica::{AttemptId, given_up_at};
+use state_machine::{Command, LedgerTime, Response, State};
 
 use super::office::Attempt;
-use super::{Metrics, Replica};
+use super::{Metrics, Office, Replica};
 use crate::sim::network::{Endpoint, NoAnswer};
 use crate::sim::runtime::{SimInstant, sleep_ms, timeout};
 use crate::sim::world::World;
@@ -46,6 +46,15 @@ fn seat(metrics: &Metrics, own_id: u64) -> Seat {
     }
 }
 
+/// Whether an attempt has come so late that nobody waits for it any more.
+fn has_given_up(office: &Office, asker: Asker) -> bool {
+    let has = match asker {
+        Asker::Here { until } => until.remaining().is_zero(),
+        Asker::There { until, .. } => office.ledger_time() >= until,
+    };
+    has && !planted::is(Bug::LateAttempts)
+}
+
 /// Something that only the leader answers.
 #[derive(Debug, Clone)]
 enum Question {
@@ -57,6 +66,15 @@ enum Question {
 enum Reply {
     Response(Response),
     Index(u64),
+}
+
+/// Who asks for something to be decided, and when he will have given up.
+#[derive(Debug, Clone, Copy)]
+enum Asker {
+    /// This replica.
+    Here { until: SimInstant },
+    /// Another one, which says so by the ledger's time.
+    There { id: AttemptId, until: LedgerTime },
 }
 
 impl Replica {
@@ -170,12 +188,12 @@ impl Replica {
             }
             Seat::Here { term } => tokio::select! {
                 biased;
-                attempt = self.here(question.clone(), term, None) => attempt,
+                attempt = self.here(question.clone(), term, until) => attempt,
                 () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
             },
             Seat::There { term, place } => tokio::select! {
                 biased;
-                attempt = self.there(question.clone(), term, place, id, until.remaining()) => attempt,
+                attempt = self.there(question.clone(), term, place, id, until) => attempt,
                 () = self.leaves(seat) => Attempt::Retry("the leader changed".to_owned()),
             },
         }
@@ -187,12 +205,38 @@ impl Replica {
         term: u64,
         place: usize,
         id: AttemptId,
-        remaining: Duration,
+        until: SimInstant,
     ) -> Attempt<Reply> {
-        let limit = remaining.min(MAX_QUESTION);
+        let Question::Propose(command) = question else {
+            let ask = |leader: Arc<Self>| async move { leader.read_index().await };
+            return self.ask_there(term, place, until, ask).await;
+        };
+        let ask = move |leader: Arc<Self>| async move { leader.ledger_time_in(term).await };
+        let asker = match self.ask_there(term, place, until, ask).await {
+            Attempt::Answered(now) => Asker::There { id, until: given_up_at(now, until.remaining()) },
+            Attempt::Retry(why) => return Attempt::Retry(why),
+            Attempt::Stopped => return Attempt::Stopped,
+        };
+        let ask = move |leader: Arc<Self>| {
+            let command = command.clone();
+            async move { leader.decide_for(asker, command, term).await }
+        };
+        self.ask_there(term, place, until, ask).await
+    }
+
+    /// Asks the replica in another place, which leads in `term`.
+    async fn ask_there<T: Send + 'static, F: Future<Output = Attempt<T>> + Send>(
+        self: &Arc<Self>,
+        term: u64,
+        place: usize,
+        until: SimInstant,
+        ask: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
+    ) -> Attempt<T> {
+        let limit = until.remaining().min(MAX_QUESTION);
         let cluster = self.cluster();
+        let ask = Arc::new(ask);
         let serve = move |leader: Arc<Self>| {
-            let question = question.clone();
+            let ask = ask.clone();
             async move {
                 if cluster.is_none() || leader.cluster() != cluster {
                     return Attempt::Retry("it belongs to another cluster, or to none yet".to_owned());
@@ -200,7 +244,7 @@ impl Replica {
                 if leader.seat() != (Seat::Here { term }) {
                     return Attempt::Retry(format!("it does not lead in term {term}"));
                 }
-                let answer = timeout(limit, leader.here(question, term, Some(id))).await;
+                let answer = timeout(limit, ask(leader)).await;
                 answer.unwrap_or_else(|| Attempt::Retry("no quorum answered in time".to_owned()))
             }
         };
@@ -212,31 +256,51 @@ impl Replica {
         }
     }
 
-    fn take_attempt(&self, id: AttemptId) -> bool {
+    /// Whether it is not an attempt of another replica which asked again since; it is taken, then.
+    fn is_latest(&self, asker: Asker) -> bool {
+        let Asker::There { id, .. } = asker else { return true };
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner).take(id)
     }
 
-    async fn here(&self, question: Question, term: u64, forwarded: Option<AttemptId>) -> Attempt<Reply> {
+    async fn ledger_time_in(&self, term: u64) -> Attempt<LedgerTime> {
+        match self.office_in(term).await {
+            Some(office) => Attempt::Answered(office.ledger_time()),
+            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
+        }
+    }
+
+    async fn here(&self, question: Question, term: u64, until: SimInstant) -> Attempt<Reply> {
         match question {
-            Question::Propose(command) => match self.office_in(term).await {
-                Some(_) if forwarded.is_some_and(|id| !self.take_attempt(id)) => {
-                    Attempt::Retry("it was asked again since".to_owned())
-                }
-                Some(office) => match self.write(&office, command).await {
-                    Attempt::Answered(response) => Attempt::Answered(Reply::Response(response)),
-                    Attempt::Retry(why) => Attempt::Retry(why),
-                    Attempt::Stopped => Attempt::Stopped,
-                },
-                None => Attempt::Retry(format!("this replica does not lead in term {term}")),
-            },
-            Question::ReadIndex if planted::is(Bug::NoLeaseCheck) => {
-                let applied = self.machine.last().map_or(0, |last| last.index);
-                Attempt::Answered(Reply::Index(applied))
-            }
-            Question::ReadIndex => match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-                Ok((read_at, _)) => Attempt::Answered(Reply::Index(read_at.index())),
-                Err(error) => Attempt::Retry(error.to_string()),
-            },
+            Question::Propose(command) => self.decide_for(Asker::Here { until }, command, term).await,
+            Question::ReadIndex => self.read_index().await,
+        }
+    }
+
+    async fn decide_for(&self, asker: Asker, command: Command, term: u64) -> Attempt<Reply> {
+        let Some(office) = self.office_in(term).await else {
+            return Attempt::Retry(format!("this replica does not lead in term {term}"));
+        };
+        if !self.is_latest(asker) {
+            return Attempt::Retry("it was asked again since".to_owned());
+        }
+        if has_given_up(&office, asker) {
+            return Attempt::Retry("whoever asked has given up".to_owned());
+        }
+        match self.write(&office, command).await {
+            Attempt::Answered(response) => Attempt::Answered(Reply::Response(response)),
+            Attempt::Retry(why) => Attempt::Retry(why),
+            Attempt::Stopped => Attempt::Stopped,
+        }
+    }
+
+    async fn read_index(&self) -> Attempt<Reply> {
+        if planted::is(Bug::NoLeaseCheck) {
+            let applied = self.machine.last().map_or(0, |last| last.index);
+            return Attempt::Answered(Reply::Index(applied));
+        }
+        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read_at, _)) => Attempt::Answered(Reply::Index(read_at.index())),
+            Err(error) => Attempt::Retry(error.to_string()),
         }
     }
 }

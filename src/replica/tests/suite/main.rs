@@ -8,6 +8,7 @@ mod cluster;
 mod deadlines;
 mod hand_over;
 mod harness;
+mod late;
 mod lost_disks;
 mod membership;
 mod rotation;

@@ -2,15 +2,13 @@
 
 use std::path::PathBuf;
 
-use bincode::Options;
 use proto::peer::v1::peer_client::PeerClient;
-use proto::peer::v1::propose_reply::Outcome;
 use proto::peer::v1::{AdoptRequest, IdentifyRequest, JoinRequest, ProposeRequest, RaftMessage};
 use replica::TlsFiles;
 use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use crate::harness::{Authority, Cluster, register};
+use crate::harness::{Authority, Cluster};
 
 fn client_tls(files: &TlsFiles) -> ClientTlsConfig {
     let read = |path: &PathBuf| std::fs::read(path).unwrap();
@@ -112,33 +110,4 @@ async fn messages_for_another_replica_or_cluster_are_refused() {
     // And nobody joins in another's name.
     let join = JoinRequest { replica_id: 5, name: "r2".to_owned(), address: "127.0.0.1:1".to_owned() };
     assert_eq!(client.join(join).await.unwrap_err().code(), Code::PermissionDenied);
-}
-
-/// It was held up on its way, and its asker asked again meanwhile, was answered and went on.
-#[tokio::test]
-async fn an_attempt_that_arrives_after_a_later_one_decides_nothing() {
-    let cluster = Cluster::formed().await;
-    let leader = cluster.leader().await;
-    let status = cluster.replica(leader).status();
-    let mut client = client(&cluster, leader, &cluster.authority.issue("replica", "r1")).await.unwrap();
-    let encoding = || bincode::DefaultOptions::new().with_fixint_encoding();
-    let request = |question, attempt, node| ProposeRequest {
-        cluster_id: status.cluster_id.unwrap().as_bytes().to_vec(),
-        term: status.term,
-        timeout_ms: 10_000,
-        command: encoding().serialize(&register(node)).unwrap(),
-        asker: 7,
-        question,
-        attempt,
-    };
-    let rows = [(1, 0, true), (2, 1, true), (2, 0, false), (2, 1, false), (2, 2, true), (3, 0, true)];
-    for (node, (question, attempt, taken)) in rows.into_iter().enumerate() {
-        let answer = client.propose(request(question, attempt, node)).await.unwrap().into_inner().outcome;
-        match answer.unwrap() {
-            Outcome::Response(_) => assert!(taken, "attempt {attempt} of question {question} is taken"),
-            Outcome::NotLeader(refusal) => assert!(!taken, "{}", refusal.reason),
-        }
-    }
-    let known = cluster.replica(leader).read_local(|state| state.nodes().len());
-    assert_eq!(known, rows.iter().filter(|row| row.2).count());
 }
