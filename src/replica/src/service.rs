@@ -114,14 +114,14 @@ impl PeerService {
             return Ok(Err(NotLeader { reason: format!("it does not lead in term {term}") }));
         }
         let timeout = Duration::from_millis(timeout_ms).min(MAX_QUESTION_TIMEOUT);
-        let mut until_here = Instant::now() + timeout;
+        let mut left = timeout;
         if let Some(until) = until {
-            let Some(left) = self.inner.ledger_time_until(until, term) else {
+            let Some(wanted) = self.inner.ledger_time_until(until, term) else {
                 return Ok(Err(NotLeader { reason: format!("it is not in office in term {term}") }));
             };
-            until_here = until_here.min(Instant::now() + left);
+            left = left.min(wanted);
         }
-        match tokio::time::timeout(timeout, question.here(&self.inner, term, until_here)).await {
+        match tokio::time::timeout(timeout, question.here(&self.inner, term, Instant::now() + left)).await {
             Ok(Attempt::Answered(answer)) => Ok(Ok(answer)),
             Ok(Attempt::Retry(reason)) => Ok(Err(NotLeader { reason })),
             Ok(Attempt::Stopped) => Err(stopped()),
