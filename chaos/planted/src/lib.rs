@@ -37,7 +37,7 @@ pub enum Bug {
     ClockRestarts,
     /// A creation whose answer was lost is taken back by its retry.
     CreateUndoneByRetry,
-    /// A leader decides what arrives after its asker gave up.
+    /// A leader decides what was held up on its way, whatever was decided since.
     LateAttempts,
 }
 

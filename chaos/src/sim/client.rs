@@ -34,6 +34,8 @@ const SHORT_LIFE_PER_MILLE: u64 = 250;
 /// Calls after which the volume is read, and publishes that are repeated, of a thousand.
 const READ_AFTER_PER_MILLE: u64 = 300;
 const REPEATED_PER_MILLE: u64 = 200;
+/// Creations and publishes that are undone instead of tried again, of a thousand that were not answered.
+const UNDONE_PER_MILLE: u64 = 300;
 /// Unpublishes that are given up for a while to try another node, of a thousand of those that fail.
 const IMPATIENT_PER_MILLE: u64 = 400;
 /// Unpublishes that do not wait for the node, which cannot be asked, of a thousand tries: kubelet is given up.
@@ -283,6 +285,10 @@ impl Client {
             match self.call(request.clone(), serve, |()| Answer::Ok).await {
                 Ok(()) => return true,
                 Err(failure) if failure.is_final => return false,
+                Err(_) if self.rng.per_mille(UNDONE_PER_MILLE) => {
+                    self.delete(volume).await;
+                    return false;
+                }
                 Err(_) => self.pause().await,
             }
         }
@@ -308,6 +314,7 @@ impl Client {
                 Ok(_) if self.rng.per_mille(REPEATED_PER_MILLE) => {}
                 Ok(published) => return Some(published),
                 Err(failure) if failure.is_final => return None,
+                Err(_) if self.rng.per_mille(UNDONE_PER_MILLE) => return None,
                 Err(_) => self.pause().await,
             }
         }

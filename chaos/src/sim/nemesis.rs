@@ -167,7 +167,10 @@ impl Nemesis {
         let mut net = self.world.net();
         match what {
             Messages::Loss => net.lost_per_mille = self.rng.between(20, 400),
-            Messages::Delay => net.late = (self.rng.between(50, 600), self.rng.between(50, 3_000)),
+            Messages::Delay => {
+                net.late = (self.rng.between(50, 600), self.rng.between(50, 3_000));
+                net.stuck_per_mille = self.rng.between(50, 600);
+            }
             Messages::Twice => net.twice_per_mille = self.rng.between(20, 400),
         }
         (Some(Undo::Net), "all messages".to_owned(), None)
@@ -397,7 +400,7 @@ fn undo_it(world: &Arc<World>, undo: Undo, fault: Option<usize>) {
 
 fn calm_net(world: &World) {
     let mut net = world.net();
-    (net.lost_per_mille, net.twice_per_mille, net.late) = (0, 0, (0, 0));
+    (net.lost_per_mille, net.twice_per_mille, net.late, net.stuck_per_mille) = (0, 0, (0, 0), 0);
 }
 
 fn boot(world: &World, node: usize) {

@@ -18,10 +18,8 @@ use super::world::World;
 const DELAY_US: (u64, u64) = (100, 900);
 /// How much later the second copy of a message may arrive, in ms.
 const DUPLICATE_LATER_MS: u64 = 3_000;
-/// Of a thousand messages that a connection did not get through, so many are sent again until they arrive, and how much
-/// later that is at most, in ms.
-const SENT_AGAIN_PER_MILLE: u64 = 500;
-const SENT_AGAIN_LATER_MS: u64 = 20_000;
+/// How long a connection may be stuck, in ms: longer than whoever asks waits.
+const STUCK_MS: u64 = 20_000;
 /// How long a refused connection takes to be noticed at most, in ms.
 const REFUSED_MS: u64 = 1;
 
@@ -47,6 +45,8 @@ pub(crate) struct Net {
     pub(crate) twice_per_mille: u64,
     /// Messages that are late, of a thousand, and by how much at most, in ms.
     pub(crate) late: (u64, u64),
+    /// Questions that a stuck connection delivers long after whoever asked has given up, or died, of a thousand.
+    pub(crate) stuck_per_mille: u64,
     /// How many messages were carried.
     pub(crate) carried: u64,
 }
@@ -79,18 +79,6 @@ impl World {
         !is_lost && !self.net().blocked.contains(&(from, to))
     }
 
-    /// The same for a connection's message: what does not get through may be sent again, long after its sender gave it up.
-    async fn carry_on_connection(&self, from: Endpoint, to: Endpoint) -> bool {
-        if self.carry(from, to).await {
-            return true;
-        }
-        let later_ms =
-            random(|rng| rng.per_mille(SENT_AGAIN_PER_MILLE).then(|| rng.below(SENT_AGAIN_LATER_MS)));
-        let Some(later_ms) = later_ms else { return false };
-        sleep_ms(later_ms).await;
-        self.carry(from, to).await
-    }
-
     /// Asks the replica in place `to`: what `serve` answers there, if question and answer get through in time.
     pub(crate) async fn call<R, F>(
         self: &Arc<Self>,
@@ -116,11 +104,35 @@ impl World {
                 }
             });
         }
-        self.call_once(from, to, limit, serve).await
+        self.exchange(from, to, limit, serve).await
     }
 
-    /// The same, on a connection: what it carries does not arrive twice.
-    pub(crate) async fn call_once<R, F>(
+    /// The same, on a connection: what it carries does not arrive twice, and it may be stuck for a while.
+    pub(crate) async fn call_on_connection<R, F>(
+        self: &Arc<Self>,
+        from: Endpoint,
+        to: usize,
+        limit: Duration,
+        serve: impl Fn(Arc<Replica>) -> F + Send + 'static,
+    ) -> Result<R, NoAnswer>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + Send,
+    {
+        let per_mille = self.net().stuck_per_mille;
+        let stuck_ms = random(|rng| if rng.per_mille(per_mille) { rng.below(STUCK_MS) } else { 0 });
+        let (world, (sender, answer)) = (self.clone(), oneshot::channel());
+        spawn_in(WORLD, async move {
+            sleep_ms(stuck_ms).await;
+            let _ = sender.send(world.exchange(from, to, limit, serve).await);
+        });
+        match timeout(limit, answer).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(_)) | None => Err(NoAnswer::Silence),
+        }
+    }
+
+    async fn exchange<R, F>(
         self: &Arc<Self>,
         from: Endpoint,
         to: usize,
@@ -134,7 +146,7 @@ impl World {
         let (sender, answer) = oneshot::channel();
         let world = self.clone();
         spawn_in(WORLD, async move {
-            if !world.carry_on_connection(from, Endpoint::Replica(to)).await {
+            if !world.carry(from, Endpoint::Replica(to)).await {
                 return hold(sender, limit).await;
             }
             let Some(replica) = world.replica(to) else {

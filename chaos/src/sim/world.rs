@@ -300,14 +300,18 @@ impl World {
     }
 }
 
-/// Runs `work` in a process; none if that ends before.
+/// Runs `work` in a process; none if that ends before. It goes no further once nobody waits for it, as a gRPC call does.
 pub(crate) async fn in_process<T: Send + 'static>(
     group: GroupId,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
-    let (sender, result) = oneshot::channel();
+    let (mut sender, result) = oneshot::channel();
     spawn_in(group, async move {
-        let _ = sender.send(work.await);
+        tokio::select! {
+            biased;
+            () = sender.closed() => {}
+            done = work => drop(sender.send(done)),
+        }
     });
     result.await.ok()
 }

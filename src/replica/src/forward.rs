@@ -2,22 +2,21 @@
 //!
 //! A question is asked again after every failure until its deadline, so it must not matter whether it is heard twice.
 //! Each attempt is bound to the term in which its leader was seen: one that was held up on its way decides nothing
-//! under a later leader, after whom the caller may have gone on. Under the same leader it decides nothing once a later
-//! attempt was heard, or once its asker has given up ([`crate::attempts`]).
+//! under a later leader, after whom the caller may have gone on. Under the same leader it decides nothing once anything
+//! about the same volume or node had its turn ([`crate::turns`]).
 
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
 use proto::peer::v1::{
-    LedgerTimeRequest, ProposeRequest, ReadIndexRequest, ledger_time_reply, propose_reply, read_index_reply,
+    ProposeRequest, ReadIndexRequest, TurnsRequest, propose_reply, read_index_reply, turns_reply,
 };
 use state_machine::{Command, Entry, LedgerTime, Response};
 use storage::{ReplicaNode, check_entry_size};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::attempts::{AttemptId, given_up_at};
 use crate::codec;
 use crate::consensus::Metrics;
 use crate::error::ProposeError;
@@ -26,9 +25,6 @@ use crate::replica::Inner;
 
 /// Pause between two attempts, unless the leader changes before.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
-
-/// Why an attempt is not taken whose asker has given up.
-pub(crate) const TOO_LATE: &str = "it came so late that whoever asked has given up";
 
 /// How one attempt went.
 #[derive(Debug)]
@@ -72,42 +68,15 @@ pub enum LeaderPlace {
 pub(crate) struct Envelope {
     pub(crate) cluster_id: Vec<u8>,
     pub(crate) term: u64,
-    /// When the asker gives up.
-    deadline: Instant,
-    pub(crate) attempt: AttemptId,
-}
-
-impl Envelope {
-    /// How long the asker still waits.
-    pub(crate) fn timeout_ms(&self) -> u64 {
-        u64::try_from(self.patience().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// When the asker will have given up, by the ledger's time, which the leader is asked for; or why it does not say.
-    pub(crate) async fn until(&self, leader: &Client) -> Result<LedgerTime, String> {
-        match LedgerNow.there(leader.clone(), self.clone()).await {
-            Attempt::Answered(now) => Ok(given_up_at(now, self.patience())),
-            Attempt::Retry(why) => Err(why),
-            Attempt::Stopped => Err("it has stopped".to_owned()),
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
+    pub(crate) timeout_ms: u64,
 }
 
 /// Something that only the leader answers. Asking twice does no harm.
 pub(crate) trait Question: Sync {
     type Answer: Send;
 
-    /// Answers on the leader of `term`, which is this replica. From `until` on nothing is changed any more.
-    fn here(
-        &self,
-        inner: &Inner,
-        term: u64,
-        until: Instant,
-    ) -> impl Future<Output = Attempt<Self::Answer>> + Send;
+    /// Answers on the leader of `term`, which is this replica.
+    fn here(&self, inner: &Inner, term: u64) -> impl Future<Output = Attempt<Self::Answer>> + Send;
 
     /// Asks the leader.
     fn there(&self, leader: Client, envelope: Envelope)
@@ -121,11 +90,9 @@ impl Inner {
         question: &Q,
         deadline: Instant,
     ) -> Result<Q::Answer, Unanswered> {
-        let mut id = AttemptId { asker: self.asker, question: self.next_question(), attempt: 0 };
         loop {
             let seat = seat(&self.consensus.metrics().borrow_watched(), self.id);
-            let attempt = self.ask(question, &seat, id, deadline);
-            id.attempt = id.attempt.saturating_add(1);
+            let attempt = self.ask(question, &seat, deadline);
             let why = match tokio::time::timeout_at(deadline.into(), attempt).await {
                 Ok(Attempt::Answered(answer)) => return Ok(answer),
                 Ok(Attempt::Stopped) => return Err(Unanswered::Stopped),
@@ -158,20 +125,14 @@ impl Inner {
         }
     }
 
-    async fn ask<Q: Question>(
-        &self,
-        question: &Q,
-        seat: &Seat,
-        attempt: AttemptId,
-        deadline: Instant,
-    ) -> Attempt<Q::Answer> {
+    async fn ask<Q: Question>(&self, question: &Q, seat: &Seat, deadline: Instant) -> Attempt<Q::Answer> {
         let (term, id, node) = match seat {
             Seat::Nowhere => return Attempt::Retry(self.silence(seat)),
             Seat::Here { term } => {
                 return tokio::select! {
                     // What was decided is told, even if the leadership ended at the same moment.
                     biased;
-                    attempt = question.here(self, *term, deadline) => attempt,
+                    attempt = question.here(self, *term) => attempt,
                     () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
                 };
             }
@@ -184,7 +145,9 @@ impl Inner {
         let Some(cluster_id) = self.cluster_id.get() else {
             return Attempt::Retry(self.silence(&Seat::Nowhere));
         };
-        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, deadline, attempt };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let timeout_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        let envelope = Envelope { cluster_id: cluster_id.as_bytes().to_vec(), term, timeout_ms };
         tokio::select! {
             biased;
             attempt = question.there(client, envelope) => match attempt {
@@ -251,8 +214,8 @@ pub(crate) fn garbled<T>() -> Attempt<T> {
 pub(crate) struct Proposed {
     command: Command,
     encoded: Vec<u8>,
-    /// Which attempt of another replica it is; none if this one asks itself.
-    forwarded: Option<AttemptId>,
+    /// How many turns were taken when another replica asked; none if this one asks itself.
+    since: Option<u64>,
 }
 
 impl Proposed {
@@ -263,12 +226,12 @@ impl Proposed {
         check_entry_size(&entry).map_err(|error| too_large(&error))?;
         let command = entry.command;
         let encoded = codec::encode(&command).map_err(|error| too_large(&error))?;
-        Ok(Self { command, encoded, forwarded: None })
+        Ok(Self { command, encoded, since: None })
     }
 
-    /// The same, as another replica asks it.
-    pub(crate) fn forwarded(self, attempt: AttemptId) -> Self {
-        Self { forwarded: Some(attempt), ..self }
+    /// The same, as another replica asks it, once it was told how many turns were taken.
+    pub(crate) fn forwarded(self, since: u64) -> Self {
+        Self { since: Some(since), ..self }
     }
 
     pub(crate) fn command(&self) -> &Command {
@@ -279,33 +242,22 @@ impl Proposed {
 impl Question for Proposed {
     type Answer = Response;
 
-    async fn here(&self, inner: &Inner, term: u64, until: Instant) -> Attempt<Response> {
+    async fn here(&self, inner: &Inner, term: u64) -> Attempt<Response> {
         let Some(office) = inner.office_in(term).await else {
             return Attempt::Retry(format!("this replica does not lead in term {term}"));
         };
-        if self.forwarded.is_some_and(|attempt| !inner.take_attempt(attempt)) {
-            return Attempt::Retry("it was asked again since".to_owned());
-        }
-        inner.write(&office, self.command.clone(), Some(until)).await
+        inner.write(&office, self.command.clone(), self.since).await
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Response> {
-        let until = match envelope.until(&leader).await {
-            Ok(until) => until,
-            Err(why) => return Attempt::Retry(why),
+        let since_turn = match TurnsTaken.there(leader.clone(), envelope.clone()).await {
+            Attempt::Answered(taken) => taken,
+            Attempt::Retry(why) => return Attempt::Retry(why),
+            Attempt::Stopped => return Attempt::Stopped,
         };
-        let (timeout_ms, command) = (envelope.timeout_ms(), self.encoded.clone());
-        let Envelope { cluster_id, term, attempt: AttemptId { asker, question, attempt }, .. } = envelope;
-        let request = ProposeRequest {
-            cluster_id,
-            term,
-            timeout_ms,
-            command,
-            asker,
-            question,
-            attempt,
-            until_ms: until.0,
-        };
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let command = self.encoded.clone();
+        let request = ProposeRequest { cluster_id, term, timeout_ms, command, since_turn };
         match leader.propose(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(propose_reply::Outcome::Response(bytes))) => {
                 codec::decode(&bytes).map_or_else(|_| garbled(), Attempt::Answered)
@@ -317,26 +269,23 @@ impl Question for Proposed {
     }
 }
 
-/// The ledger's time, as the leader has it.
+/// How many turns the leader has taken.
 #[derive(Debug)]
-pub(crate) struct LedgerNow;
+pub(crate) struct TurnsTaken;
 
-impl Question for LedgerNow {
-    type Answer = LedgerTime;
+impl Question for TurnsTaken {
+    type Answer = u64;
 
-    async fn here(&self, inner: &Inner, term: u64, _until: Instant) -> Attempt<LedgerTime> {
-        match inner.office_in(term).await {
-            Some(office) => Attempt::Answered(office.ledger_time(&*inner.clock)),
-            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
-        }
+    async fn here(&self, inner: &Inner, _term: u64) -> Attempt<u64> {
+        Attempt::Answered(inner.turns.lock().await.taken())
     }
 
-    async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<LedgerTime> {
-        let timeout_ms = envelope.timeout_ms();
-        let request = LedgerTimeRequest { cluster_id: envelope.cluster_id, term: envelope.term, timeout_ms };
-        match leader.ledger_time(request).await.map(|reply| reply.into_inner().outcome) {
-            Ok(Some(ledger_time_reply::Outcome::NowMs(now_ms))) => Attempt::Answered(LedgerTime(now_ms)),
-            Ok(Some(ledger_time_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
+    async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<u64> {
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let request = TurnsRequest { cluster_id, term, timeout_ms };
+        match leader.turns(request).await.map(|reply| reply.into_inner().outcome) {
+            Ok(Some(turns_reply::Outcome::Taken(taken))) => Attempt::Answered(taken),
+            Ok(Some(turns_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),
             Ok(None) => garbled(),
             Err(status) => failed(status),
         }
@@ -350,7 +299,7 @@ pub(crate) struct ReadIndex;
 impl Question for ReadIndex {
     type Answer = u64;
 
-    async fn here(&self, inner: &Inner, _term: u64, _until: Instant) -> Attempt<u64> {
+    async fn here(&self, inner: &Inner, _term: u64) -> Attempt<u64> {
         if planted::is(planted::Bug::NoLeaseCheck) {
             return Attempt::Answered(inner.machine.applied_index());
         }
@@ -364,8 +313,8 @@ impl Question for ReadIndex {
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<u64> {
-        let timeout_ms = envelope.timeout_ms();
-        let request = ReadIndexRequest { cluster_id: envelope.cluster_id, term: envelope.term, timeout_ms };
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
+        let request = ReadIndexRequest { cluster_id, term, timeout_ms };
         match leader.read_index(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(read_index_reply::Outcome::Index(index))) => Attempt::Answered(index),
             Ok(Some(read_index_reply::Outcome::NotLeader(not_leader))) => Attempt::Retry(not_leader.reason),

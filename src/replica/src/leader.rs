@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::{LedgerClock, MonotonicClock};
 use crate::consensus::Metrics;
 use crate::error::Failure;
-use crate::forward::{Attempt, TOO_LATE};
+use crate::forward::Attempt;
 use crate::replica::Inner;
 
 /// How often time is proposed while something waits for it: a deadline is at most this late while there is a leader.
@@ -156,20 +156,13 @@ impl Inner {
         }
     }
 
-    /// How long it is until the ledger's time is `until`, if this replica is in office in `term`.
-    pub(crate) fn ledger_time_until(&self, until: LedgerTime, term: u64) -> Option<Duration> {
-        let office = (*self.office.borrow()).filter(|office| office.term == term)?;
-        let now = office.ledger_time(&*self.clock);
-        Some(Duration::from_millis(until.0.saturating_sub(now.0)))
-    }
-
-    /// Stamps `command`, and waits until it is applied or the office is left. A `Retry` may still be applied, if the
-    /// command was proposed before `until`.
+    /// Stamps `command`, and waits until it is applied or the office is left. A `Retry` may still be applied. The command
+    /// has no turn if something about the same had one after the first `since`.
     pub(crate) async fn write(
         &self,
         office: &Office,
         command: Command,
-        until: Option<Instant>,
+        since: Option<u64>,
     ) -> Attempt<Response> {
         let needed = command.since_version();
         let current = self.machine.read(State::cluster_version);
@@ -177,19 +170,19 @@ impl Inner {
             // A voter that does not know the command could not even read the entry.
             return Attempt::Answered(Response::Refused(Refusal::VersionTooLow { needed, current }));
         }
-        // What was begun before its asker gave up is proposed before anything that is asked for after that.
-        let turn = self.proposing.clone().lock_owned().await;
-        if until.is_some_and(|until| Instant::now() >= until) && !planted::is(Bug::LateAttempts) {
-            return Attempt::Retry(TOO_LATE.to_owned());
+        let mut turns = self.turns.clone().lock_owned().await;
+        if !turns.take(&command, since) {
+            return Attempt::Retry("something else about the same was asked for meanwhile".to_owned());
         }
         let entry = Entry { at: office.ledger_time(&*self.clock), command };
         let guess = planted::is(Bug::AnswerBeforeCommit).then(|| entry.clone());
         let (responder, answer) = ProgressResponder::complete_only();
         let term = office.term;
         let write = self.consensus.ask(move |raft| async move {
-            let proposed = raft.write(Proposal(entry)).with_leader(term).responder(responder).await;
-            drop(turn);
-            proposed
+            let handed = raft.write(Proposal(entry)).with_leader(term).responder(responder).await;
+            // The next one comes after it, even if nobody waits for its answer any more.
+            drop(turns);
+            handed
         });
         if write.await.is_err() {
             return Attempt::Stopped;
@@ -208,28 +201,5 @@ impl Inner {
             },
             _ = left => Attempt::Retry(format!("this replica stopped leading in term {}", office.term)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::opened;
-
-    /// Whoever asks once it has given up must come after it, and never before.
-    #[tokio::test]
-    async fn a_command_whose_time_is_over_before_its_turn_is_not_proposed() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = opened(dir.path()).await;
-        let office = Office { term: 1, clock: LedgerClock::take(LedgerTime::default(), &*inner.clock) };
-        let until = Instant::now() + Duration::from_millis(50);
-        let other = inner.proposing.clone().lock_owned().await;
-        let turn_comes_late = async {
-            tokio::time::sleep_until(until.into()).await;
-            drop(other);
-        };
-        let (answer, ()) = tokio::join!(inner.write(&office, Command::Tick, Some(until)), turn_comes_late);
-        let Attempt::Retry(why) = answer else { panic!("{answer:?}") };
-        assert_eq!(why, TOO_LATE);
     }
 }

@@ -20,7 +20,6 @@
 //! | `identity`, `tls` | who calls |
 //! | `status` | what the person on call sees |
 
-mod attempts;
 mod bootstrap;
 mod clock;
 mod codec;
@@ -42,10 +41,10 @@ mod status;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod turns;
 
 pub use crate::tls::{SERVER_NAME, TlsFiles};
 pub use ::tls::TlsError;
-pub use attempts::{AttemptId, Attempts, given_up_at};
 #[doc(hidden)]
 pub use clock::LedgerClock;
 pub use clock::{MonotonicClock, SystemClock};
@@ -65,4 +64,5 @@ pub mod cores {
     pub use crate::bootstrap::{Course, decide};
     pub use crate::membership::{Changes, View};
     pub use crate::report::{Report, known};
+    pub use crate::turns::Turns;
 }

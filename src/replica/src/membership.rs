@@ -18,7 +18,7 @@ use storage::{LogId, Membership, ReplicaNode, TypeConfig, check_membership_size}
 
 use crate::config::PeerAddress;
 use crate::consensus::Metrics;
-use crate::forward::{Attempt, Envelope, Question, TOO_LATE, failed, garbled};
+use crate::forward::{Attempt, Envelope, Question, failed, garbled};
 use crate::leader::Office;
 use crate::peers::Client;
 use crate::replica::Inner;
@@ -359,14 +359,11 @@ impl Question for Change {
     /// The id that was added or removed, or why it will not be.
     type Answer = Result<u64, String>;
 
-    async fn here(&self, inner: &Inner, term: u64, until: Instant) -> Attempt<Self::Answer> {
+    async fn here(&self, inner: &Inner, term: u64) -> Attempt<Self::Answer> {
         if inner.office_in(term).await.is_none() {
             return Attempt::Retry(format!("this replica does not lead in term {term}"));
         }
         let _changing = inner.membership_changes.lock().await;
-        if Instant::now() >= until {
-            return Attempt::Retry(TOO_LATE.to_owned());
-        }
         match self {
             Self::Add(place) => inner.add(term, place.clone(), None).await,
             Self::Remove(id) => inner.remove(term, *id).await,
@@ -375,18 +372,13 @@ impl Question for Change {
     }
 
     async fn there(&self, mut leader: Client, envelope: Envelope) -> Attempt<Self::Answer> {
-        let until_ms = match envelope.until(&leader).await {
-            Ok(until) => until.0,
-            Err(why) => return Attempt::Retry(why),
-        };
-        let timeout_ms = envelope.timeout_ms();
-        let Envelope { cluster_id, term, .. } = envelope;
+        let Envelope { cluster_id, term, timeout_ms } = envelope;
         let change = Some(match self.clone() {
             Self::Add(place) => WireChange::Add(ReplicaAddress { name: place.name, address: place.address }),
             Self::Remove(id) => WireChange::RemoveId(id),
             Self::Replace(dead) => WireChange::ReplaceId(dead),
         });
-        let request = ChangeMembershipRequest { cluster_id, term, timeout_ms, change, until_ms };
+        let request = ChangeMembershipRequest { cluster_id, term, timeout_ms, change };
         match leader.change_membership(request).await.map(|reply| reply.into_inner().outcome) {
             Ok(Some(change_membership_reply::Outcome::ReplicaId(id))) => Attempt::Answered(Ok(id)),
             Ok(Some(change_membership_reply::Outcome::Refused(why))) => Attempt::Answered(Err(why)),

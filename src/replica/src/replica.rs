@@ -1,7 +1,7 @@
 //! The handle of a replica: start, stop, and what the rest of the process may ask of it.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::attempts::{AttemptId, Attempts};
 use crate::bootstrap::{self, Surroundings};
 use crate::clock::{MonotonicClock, SystemClock};
 use crate::config::{PeerAddress, ReplicaConfig};
@@ -29,6 +28,7 @@ use crate::peers::Peers;
 use crate::roll::Roll;
 use crate::service::{PeerEndpoint, endpoint};
 use crate::status::{self, ReplicaStatus};
+use crate::turns::Turns;
 
 /// How long a leader waits at its shutdown for another one to take over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -61,13 +61,8 @@ pub(crate) struct Inner {
     pub(crate) was_member: AtomicBool,
     /// Who was a member since it started.
     pub(crate) roll: Mutex<Roll>,
-    /// This process, as others know it that are asked by it.
-    pub(crate) asker: u64,
-    questions: AtomicU64,
-    /// The attempts of other replicas that were taken.
-    attempts: Mutex<Attempts>,
-    /// Commands are handed to consensus one at a time.
-    pub(crate) proposing: Arc<tokio::sync::Mutex<()>>,
+    /// Commands are handed to consensus one after the other.
+    pub(crate) turns: Arc<tokio::sync::Mutex<Turns>>,
     /// Changes of the membership, one at a time.
     pub(crate) membership_changes: tokio::sync::Mutex<()>,
     pub(crate) stopping: CancellationToken,
@@ -285,10 +280,7 @@ impl Inner {
             failure: watch::Sender::new(None),
             was_member: AtomicBool::new(false),
             roll: Mutex::default(),
-            asker: Uuid::new_v4().as_u64_pair().0,
-            questions: AtomicU64::new(0),
-            attempts: Mutex::default(),
-            proposing: Arc::default(),
+            turns: Arc::default(),
             membership_changes: tokio::sync::Mutex::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -328,16 +320,6 @@ impl Inner {
     pub(crate) fn is_stopped(&self) -> bool {
         let has_ended = self.consensus.metrics().borrow_watched().running_state.is_err();
         has_ended || self.stopping.is_cancelled() || self.failure.borrow().is_some()
-    }
-
-    /// A number for a question, never used twice by this process.
-    pub(crate) fn next_question(&self) -> u64 {
-        self.questions.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Whether another replica's attempt may be taken; it is, then.
-    pub(crate) fn take_attempt(&self, attempt: AttemptId) -> bool {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).take(attempt)
     }
 
     /// Records why the process has to end; the first reason stays.

@@ -1,29 +1,26 @@
 //! The peer protocol's server: what the other replicas may ask of this one. Only replicas get this far.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::alias::SnapshotOf;
 use openraft::errors::RaftError;
 use proto::peer::v1::peer_server::{Peer, PeerServer};
 use proto::peer::v1::{
     AdoptReply, AdoptRequest, ChangeMembershipReply, ChangeMembershipRequest, HandOverReply, HandOverRequest,
-    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, LedgerTimeReply, LedgerTimeRequest, NotLeader,
-    ProposeReply, ProposeRequest, RaftMessage, RaftReply, ReadIndexReply, ReadIndexRequest, SnapshotPart,
-    change_membership_reply, join_reply, ledger_time_reply, propose_reply, read_index_reply,
-    snapshot_part::Part,
+    IdentifyReply, IdentifyRequest, JoinReply, JoinRequest, NotLeader, ProposeReply, ProposeRequest,
+    RaftMessage, RaftReply, ReadIndexReply, ReadIndexRequest, SnapshotPart, TurnsReply, TurnsRequest,
+    change_membership_reply, join_reply, propose_reply, read_index_reply, snapshot_part::Part, turns_reply,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use state_machine::LedgerTime;
 use storage::TypeConfig;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::attempts::AttemptId;
 use crate::codec::{self, MAX_MESSAGE_BYTES};
 use crate::config::PeerAddress;
-use crate::forward::{Attempt, LedgerNow, Proposed, Question, ReadIndex};
+use crate::forward::{Attempt, Proposed, Question, ReadIndex, TurnsTaken};
 use crate::identity::{RequireRole, RoleKind, caller};
 use crate::membership::Change;
 use crate::network::SnapshotHeader;
@@ -107,21 +104,13 @@ impl PeerService {
         cluster_id: &[u8],
         term: u64,
         timeout_ms: u64,
-        until: Option<LedgerTime>,
     ) -> Result<Result<Q::Answer, NotLeader>, Status> {
         self.check_cluster(cluster_id)?;
         if !self.inner.leads_in(term) {
             return Ok(Err(NotLeader { reason: format!("it does not lead in term {term}") }));
         }
         let timeout = Duration::from_millis(timeout_ms).min(MAX_QUESTION_TIMEOUT);
-        let mut left = timeout;
-        if let Some(until) = until {
-            let Some(wanted) = self.inner.ledger_time_until(until, term) else {
-                return Ok(Err(NotLeader { reason: format!("it is not in office in term {term}") }));
-            };
-            left = left.min(wanted);
-        }
-        match tokio::time::timeout(timeout, question.here(&self.inner, term, Instant::now() + left)).await {
+        match tokio::time::timeout(timeout, question.here(&self.inner, term)).await {
             Ok(Attempt::Answered(answer)) => Ok(Ok(answer)),
             Ok(Attempt::Retry(reason)) => Ok(Err(NotLeader { reason })),
             Ok(Attempt::Stopped) => Err(stopped()),
@@ -217,23 +206,20 @@ impl Peer for PeerService {
         reply(installed.map_err(RaftError::<TypeConfig>::from))
     }
 
-    async fn ledger_time(&self, request: Request<LedgerTimeRequest>) -> Answer<LedgerTimeReply> {
-        let LedgerTimeRequest { cluster_id, term, timeout_ms } = request.into_inner();
-        let outcome = match self.decide(&LedgerNow, &cluster_id, term, timeout_ms, None).await? {
-            Ok(now) => ledger_time_reply::Outcome::NowMs(now.0),
-            Err(not_leader) => ledger_time_reply::Outcome::NotLeader(not_leader),
+    async fn turns(&self, request: Request<TurnsRequest>) -> Answer<TurnsReply> {
+        let TurnsRequest { cluster_id, term, timeout_ms } = request.into_inner();
+        let outcome = match self.decide(&TurnsTaken, &cluster_id, term, timeout_ms).await? {
+            Ok(taken) => turns_reply::Outcome::Taken(taken),
+            Err(not_leader) => turns_reply::Outcome::NotLeader(not_leader),
         };
-        Ok(Response::new(LedgerTimeReply { outcome: Some(outcome) }))
+        Ok(Response::new(TurnsReply { outcome: Some(outcome) }))
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Answer<ProposeReply> {
-        let ProposeRequest { cluster_id, term, timeout_ms, command, asker, question, attempt, until_ms } =
-            request.into_inner();
+        let ProposeRequest { cluster_id, term, timeout_ms, command, since_turn } = request.into_inner();
         let command = codec::decode(&command).map_err(invalid)?;
-        let attempt = AttemptId { asker, question, attempt };
-        let proposed = Proposed::new(command).map_err(invalid)?.forwarded(attempt);
-        let until = Some(LedgerTime(until_ms));
-        let outcome = match self.decide(&proposed, &cluster_id, term, timeout_ms, until).await? {
+        let proposed = Proposed::new(command).map_err(invalid)?.forwarded(since_turn);
+        let outcome = match self.decide(&proposed, &cluster_id, term, timeout_ms).await? {
             Ok(response) => {
                 let bytes = codec::encode(&response).map_err(|error| Status::internal(error.to_string()))?;
                 propose_reply::Outcome::Response(bytes)
@@ -245,7 +231,7 @@ impl Peer for PeerService {
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Answer<ReadIndexReply> {
         let ReadIndexRequest { cluster_id, term, timeout_ms } = request.into_inner();
-        let outcome = match self.decide(&ReadIndex, &cluster_id, term, timeout_ms, None).await? {
+        let outcome = match self.decide(&ReadIndex, &cluster_id, term, timeout_ms).await? {
             Ok(index) => read_index_reply::Outcome::Index(index),
             Err(not_leader) => read_index_reply::Outcome::NotLeader(not_leader),
         };
@@ -256,10 +242,9 @@ impl Peer for PeerService {
         &self,
         request: Request<ChangeMembershipRequest>,
     ) -> Answer<ChangeMembershipReply> {
-        let ChangeMembershipRequest { cluster_id, term, timeout_ms, change, until_ms } = request.into_inner();
+        let ChangeMembershipRequest { cluster_id, term, timeout_ms, change } = request.into_inner();
         let change = Change::from_message(change).ok_or_else(|| invalid("the change is missing"))?;
-        let until = Some(LedgerTime(until_ms));
-        let outcome = match self.decide(&change, &cluster_id, term, timeout_ms, until).await? {
+        let outcome = match self.decide(&change, &cluster_id, term, timeout_ms).await? {
             Ok(Ok(id)) => change_membership_reply::Outcome::ReplicaId(id),
             Ok(Err(why)) => change_membership_reply::Outcome::Refused(why),
             Err(not_leader) => change_membership_reply::Outcome::NotLeader(not_leader),

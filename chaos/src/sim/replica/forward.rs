@@ -1,17 +1,15 @@
 //! Asking the leader, wherever it is: as `src/replica/src/forward.rs`.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
 use planted::Bug;
-use replica::{AttemptId, given_up_at};
-use state_machine::{Command, LedgerTime, Response, State};
+use state_machine::{Command, Response, State};
 
 use super::office::Attempt;
-use super::{Metrics, Office, Replica};
+use super::{Metrics, Replica};
 use crate::sim::network::{Endpoint, NoAnswer};
 use crate::sim::runtime::{SimInstant, sleep_ms, timeout};
 use crate::sim::world::World;
@@ -46,15 +44,6 @@ fn seat(metrics: &Metrics, own_id: u64) -> Seat {
     }
 }
 
-/// Whether an attempt has come so late that nobody waits for it any more.
-fn has_given_up(office: &Office, asker: Asker) -> bool {
-    let has = match asker {
-        Asker::Here { until } => until.remaining().is_zero(),
-        Asker::There { until, .. } => office.ledger_time() >= until,
-    };
-    has && !planted::is(Bug::LateAttempts)
-}
-
 /// Something that only the leader answers.
 #[derive(Debug, Clone)]
 enum Question {
@@ -66,15 +55,6 @@ enum Question {
 enum Reply {
     Response(Response),
     Index(u64),
-}
-
-/// Who asks for something to be decided, and when he will have given up.
-#[derive(Debug, Clone, Copy)]
-enum Asker {
-    /// This replica.
-    Here { until: SimInstant },
-    /// Another one, which says so by the ledger's time.
-    There { id: AttemptId, until: LedgerTime },
 }
 
 impl Replica {
@@ -105,7 +85,7 @@ impl Replica {
         loop {
             let office = *self.office_now();
             let office = office.filter(|office| office.term == term)?;
-            match self.write(&office, command.clone()).await {
+            match self.write(&office, command.clone(), None).await {
                 Attempt::Answered(response) => {
                     if planted::is(Bug::AnswerBeforeCommit) {
                         // Who asks again until its state shows it would ask for ever at the same instant.
@@ -149,11 +129,9 @@ impl Replica {
         until: SimInstant,
     ) -> Result<Decided<Reply>, String> {
         let mut repeated = false;
-        let question_number = self.last_question.fetch_add(1, Ordering::Relaxed);
-        for attempt in 0.. {
+        loop {
             let seat = self.seat();
-            let id = AttemptId { asker: self.asker, question: question_number, attempt };
-            let attempt = self.ask(&question, seat, id, until);
+            let attempt = self.ask(&question, seat, until);
             let why = match timeout(until.remaining(), attempt).await {
                 Some(Attempt::Answered(answer)) => return Ok(Decided { answer, repeated }),
                 Some(Attempt::Stopped) => return Err("the replica has stopped".to_owned()),
@@ -170,16 +148,9 @@ impl Replica {
                 return Err(why);
             }
         }
-        Err("asked too often".to_owned())
     }
 
-    async fn ask(
-        self: &Arc<Self>,
-        question: &Question,
-        seat: Seat,
-        id: AttemptId,
-        until: SimInstant,
-    ) -> Attempt<Reply> {
+    async fn ask(self: &Arc<Self>, question: &Question, seat: Seat, until: SimInstant) -> Attempt<Reply> {
         match seat {
             Seat::Nowhere => {
                 // Without a leader nothing is to be asked; the next look is at the next change.
@@ -188,12 +159,12 @@ impl Replica {
             }
             Seat::Here { term } => tokio::select! {
                 biased;
-                attempt = self.here(question.clone(), term, until) => attempt,
+                attempt = self.here(question.clone(), term) => attempt,
                 () = self.leaves(seat) => Attempt::Retry("this replica stopped leading".to_owned()),
             },
             Seat::There { term, place } => tokio::select! {
                 biased;
-                attempt = self.there(question.clone(), term, place, id, until) => attempt,
+                attempt = self.there(question.clone(), term, place, until.remaining()) => attempt,
                 () = self.leaves(seat) => Attempt::Retry("the leader changed".to_owned()),
             },
         }
@@ -204,24 +175,23 @@ impl Replica {
         question: Question,
         term: u64,
         place: usize,
-        id: AttemptId,
-        until: SimInstant,
+        remaining: Duration,
     ) -> Attempt<Reply> {
         let Question::Propose(command) = question else {
             let ask = |leader: Arc<Self>| async move { leader.read_index().await };
-            return self.ask_there(term, place, until, ask).await;
+            return self.ask_there(term, place, remaining, ask).await;
         };
-        let ask = move |leader: Arc<Self>| async move { leader.ledger_time_in(term).await };
-        let asker = match self.ask_there(term, place, until, ask).await {
-            Attempt::Answered(now) => Asker::There { id, until: given_up_at(now, until.remaining()) },
+        let ask = |leader: Arc<Self>| async move { Attempt::Answered(leader.turns().taken()) };
+        let since = match self.ask_there(term, place, remaining, ask).await {
+            Attempt::Answered(taken) => taken,
             Attempt::Retry(why) => return Attempt::Retry(why),
             Attempt::Stopped => return Attempt::Stopped,
         };
         let ask = move |leader: Arc<Self>| {
             let command = command.clone();
-            async move { leader.decide_for(asker, command, term).await }
+            async move { leader.decide_here(command, term, Some(since)).await }
         };
-        self.ask_there(term, place, until, ask).await
+        self.ask_there(term, place, remaining, ask).await
     }
 
     /// Asks the replica in another place, which leads in `term`.
@@ -229,10 +199,10 @@ impl Replica {
         self: &Arc<Self>,
         term: u64,
         place: usize,
-        until: SimInstant,
+        remaining: Duration,
         ask: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
     ) -> Attempt<T> {
-        let limit = until.remaining().min(MAX_QUESTION);
+        let limit = remaining.min(MAX_QUESTION);
         let cluster = self.cluster();
         let ask = Arc::new(ask);
         let serve = move |leader: Arc<Self>| {
@@ -248,7 +218,7 @@ impl Replica {
                 answer.unwrap_or_else(|| Attempt::Retry("no quorum answered in time".to_owned()))
             }
         };
-        match self.world.call_once(Endpoint::Replica(self.place), place, limit, serve).await {
+        match self.world.call_on_connection(Endpoint::Replica(self.place), place, limit, serve).await {
             Ok(Attempt::Stopped) => Attempt::Retry("the leader has stopped".to_owned()),
             Ok(attempt) => attempt,
             Err(NoAnswer::Refused) => Attempt::Retry("connection refused".to_owned()),
@@ -256,37 +226,18 @@ impl Replica {
         }
     }
 
-    /// Whether it is not an attempt of another replica which asked again since; it is taken, then.
-    fn is_latest(&self, asker: Asker) -> bool {
-        let Asker::There { id, .. } = asker else { return true };
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).take(id)
-    }
-
-    async fn ledger_time_in(&self, term: u64) -> Attempt<LedgerTime> {
-        match self.office_in(term).await {
-            Some(office) => Attempt::Answered(office.ledger_time()),
-            None => Attempt::Retry(format!("this replica does not lead in term {term}")),
-        }
-    }
-
-    async fn here(&self, question: Question, term: u64, until: SimInstant) -> Attempt<Reply> {
+    async fn here(&self, question: Question, term: u64) -> Attempt<Reply> {
         match question {
-            Question::Propose(command) => self.decide_for(Asker::Here { until }, command, term).await,
+            Question::Propose(command) => self.decide_here(command, term, None).await,
             Question::ReadIndex => self.read_index().await,
         }
     }
 
-    async fn decide_for(&self, asker: Asker, command: Command, term: u64) -> Attempt<Reply> {
+    async fn decide_here(&self, command: Command, term: u64, since: Option<u64>) -> Attempt<Reply> {
         let Some(office) = self.office_in(term).await else {
             return Attempt::Retry(format!("this replica does not lead in term {term}"));
         };
-        if !self.is_latest(asker) {
-            return Attempt::Retry("it was asked again since".to_owned());
-        }
-        if has_given_up(&office, asker) {
-            return Attempt::Retry("whoever asked has given up".to_owned());
-        }
-        match self.write(&office, command).await {
+        match self.write(&office, command, since).await {
             Attempt::Answered(response) => Attempt::Answered(Reply::Response(response)),
             Attempt::Retry(why) => Attempt::Retry(why),
             Attempt::Stopped => Attempt::Stopped,

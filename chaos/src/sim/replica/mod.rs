@@ -19,18 +19,18 @@ mod place;
 mod service;
 mod sights;
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use openraft::{AsyncRuntime, Config, RaftMetrics, SnapshotPolicy};
-use replica::Attempts;
+use replica::cores::Turns;
 use state_machine::State;
 
 use super::disk;
 use super::link::Network;
 use super::machine::Machine;
-use super::runtime::{GroupId, SimInstant, SimRuntime, current_group, random, spawn};
+use super::runtime::{GroupId, SimInstant, SimRuntime, current_group, spawn};
 use super::types::SimTypeConfig;
 use super::world::World;
 pub(crate) use forward::Decided;
@@ -75,10 +75,8 @@ pub(crate) struct Replica {
     pub(crate) machine: Machine,
     pub(crate) office: Sender<Option<Office>>,
     pub(crate) sessions: NodeSessions,
-    /// What it goes by when it asks others: as in production, drawn when it starts.
-    asker: u64,
-    last_question: AtomicU64,
-    attempts: Mutex<Attempts>,
+    /// Commands are handed to consensus one after the other.
+    turns: Mutex<Turns>,
     /// A change of the membership is being made.
     membership_changes: tokio::sync::Mutex<()>,
     /// This process has been a member.
@@ -130,9 +128,7 @@ pub(crate) async fn start(world: Arc<World>, place: usize) -> Result<Arc<Replica
         machine,
         office: watched(None),
         sessions: NodeSessions::default(),
-        asker: random(|rng| rng.between(1, u64::MAX - 1)),
-        last_question: AtomicU64::new(0),
-        attempts: Mutex::default(),
+        turns: Mutex::default(),
         membership_changes: tokio::sync::Mutex::default(),
         was_member: AtomicBool::new(false),
         heard: watched(0),
@@ -154,6 +150,10 @@ impl Replica {
     /// The term in which it holds office.
     pub(crate) fn term_held(&self) -> Option<u64> {
         self.office.borrow_watched().as_ref().map(|office| office.term)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn metrics_reach(&self, reached: impl Fn(&Metrics) -> bool + Send) {

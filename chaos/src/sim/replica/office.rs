@@ -97,7 +97,7 @@ pub(crate) async fn keep_time(replica: Arc<Replica>) {
         sleep_ms(TICK_MS).await;
         let office = *replica.office.borrow_watched();
         let Some(office) = office.filter(|_| replica.machine.read(State::is_timed)) else { continue };
-        timeout(Duration::from_millis(TICK_MS), replica.write(&office, Command::Tick)).await;
+        timeout(Duration::from_millis(TICK_MS), replica.write(&office, Command::Tick, None)).await;
     }
 }
 
@@ -132,8 +132,17 @@ impl Replica {
         }
     }
 
-    /// Stamps `command`, and waits until it is applied or the office is left.
-    pub(super) async fn write(&self, office: &Office, command: Command) -> Attempt<Response> {
+    /// Stamps `command`, and waits until it is applied or the office is left. It has no turn if something about the same
+    /// had one after the first `since`. Between the turn and openraft nothing comes, for here is one thread.
+    pub(super) async fn write(
+        &self,
+        office: &Office,
+        command: Command,
+        since: Option<u64>,
+    ) -> Attempt<Response> {
+        if !self.turns().take(&command, since) {
+            return Attempt::Retry("something else about the same was asked for meanwhile".to_owned());
+        }
         let entry = Entry { at: office.ledger_time(), command };
         let (responder, answer) = ProgressResponder::complete_only();
         let proposal = Proposal(entry.clone());

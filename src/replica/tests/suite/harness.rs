@@ -19,6 +19,9 @@ use tls::Callers;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower::layer::layer_fn;
+
+use crate::late::Road;
 
 /// How long anything may take that is waited for; generous, since the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -145,6 +148,8 @@ pub(crate) struct Cluster {
     pub(crate) snapshot_every: u64,
     /// Each place's own clock.
     pub(crate) clocks: [Arc<dyn MonotonicClock>; PLACES],
+    /// On which they forward commands to each other.
+    pub(crate) road: Road,
     running: BTreeMap<usize, Running>,
 }
 
@@ -161,7 +166,15 @@ impl Cluster {
         let place = |i| PeerAddress { name: format!("r{i}"), address: format!("127.0.0.1:{}", free_port()) };
         let places = (0..PLACES).map(place).collect();
         let clocks = std::array::from_fn(|_| Arc::new(SystemClock::new()) as Arc<dyn MonotonicClock>);
-        Self { dir, authority, places, snapshot_every: 10_000, clocks, running: BTreeMap::new() }
+        Self {
+            dir,
+            authority,
+            places,
+            snapshot_every: 10_000,
+            clocks,
+            road: Road::default(),
+            running: BTreeMap::new(),
+        }
     }
 
     /// Three replicas that have formed a cluster.
@@ -210,13 +223,14 @@ impl Cluster {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
         let address = self.places[i].address.clone();
-        let clock = self.clocks[i].clone();
+        let (clock, road) = (self.clocks[i].clone(), self.road.clone());
         let started = runtime
             .spawn(async move {
                 let replica = Replica::start_with_clock(config, clock).await?;
                 let listener = tokio::net::TcpListener::bind(address).await.unwrap();
                 let serving = CancellationToken::new();
-                let server = Server::builder().add_service(replica.peer_service());
+                let mut server = Server::builder().layer(layer_fn(move |service| road.to(service)));
+                let server = server.add_service(replica.peer_service());
                 let incoming = replica.tls().incoming(listener, Callers::Certified).unwrap();
                 let stop = serving.clone().cancelled_owned();
                 tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop));

@@ -1,140 +1,174 @@
-//! Attempts that were held up on their way, while whoever asked went on: the leader is still the same, and decides
-//! nothing of them.
+//! Commands that are held up on their way to the leader, while whoever asked goes on.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bincode::Options;
-use proto::peer::v1::change_membership_request::Change;
-use proto::peer::v1::peer_client::PeerClient;
-use proto::peer::v1::propose_reply::Outcome;
-use proto::peer::v1::{
-    ChangeMembershipRequest, LedgerTimeRequest, ProposeRequest, change_membership_reply, ledger_time_reply,
+use replica::ProposeError;
+use state_machine::{
+    AppliancePath, ByteSize, Command, HostAddress, NodeId, Response, State, VolumeId, VolumeName,
+    VolumeParameters,
 };
-use replica::{MonotonicClock, ProposeError};
-use tonic::transport::Channel;
+use tokio::sync::watch;
+use tonic::codegen::http::Request;
+use tower::Service;
 
-use crate::harness::{Cluster, PLACES, register};
-use crate::security::client;
+use crate::harness::{Cluster, deadline};
 
-/// How long an asker says that it waits.
-const PATIENCE_MS: u64 = 10_000;
+/// How long a command is waited for that is held up.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often each replica asks at the same time as the others.
+const AT_ONCE: usize = 20;
 
-/// A replica as the leader sees it, by the messages that it sends.
-struct Asker {
-    leader: PeerClient<Channel>,
-    cluster_id: Vec<u8>,
-    term: u64,
+/// Holds up, on request, what one replica forwards to another, whoever gives it up meanwhile.
+#[derive(Clone, Default)]
+pub(crate) struct Road {
+    is_closed: Arc<watch::Sender<bool>>,
+    held: Arc<AtomicUsize>,
 }
 
-impl Asker {
-    async fn of(cluster: &Cluster) -> Self {
-        let place = cluster.leader().await;
-        let status = cluster.replica(place).status();
-        let leader = client(cluster, place, &cluster.authority.issue("replica", "r1")).await.unwrap();
-        Self { leader, cluster_id: status.cluster_id.unwrap().as_bytes().to_vec(), term: status.term }
+impl Road {
+    fn close(&self, is_closed: bool) {
+        self.is_closed.send_replace(is_closed);
     }
 
-    async fn now_ms(&mut self) -> u64 {
-        let (cluster_id, term) = (self.cluster_id.clone(), self.term);
-        let request = LedgerTimeRequest { cluster_id, term, timeout_ms: PATIENCE_MS };
-        match self.leader.ledger_time(request).await.unwrap().into_inner().outcome.unwrap() {
-            ledger_time_reply::Outcome::NowMs(now_ms) => now_ms,
-            ledger_time_reply::Outcome::NotLeader(refusal) => panic!("{}", refusal.reason),
-        }
+    /// How many commands are on it that were held up.
+    fn held(&self) -> usize {
+        self.held.load(Ordering::SeqCst)
     }
 
-    /// Asks for node `n` to be known; why it is not, if the leader takes no such attempt.
-    async fn ask(&mut self, n: usize, question: u64, attempt: u32, until_ms: u64) -> Result<(), String> {
-        let command = bincode::DefaultOptions::new().with_fixint_encoding().serialize(&register(n)).unwrap();
-        let request = ProposeRequest {
-            cluster_id: self.cluster_id.clone(),
-            term: self.term,
-            timeout_ms: PATIENCE_MS,
-            command,
-            asker: 7,
-            question,
-            attempt,
-            until_ms,
-        };
-        match self.leader.propose(request).await.unwrap().into_inner().outcome.unwrap() {
-            Outcome::Response(_) => Ok(()),
-            Outcome::NotLeader(refusal) => Err(refusal.reason),
-        }
+    pub(crate) fn to<S>(&self, service: S) -> AtTheEnd<S> {
+        AtTheEnd { service, road: self.clone() }
     }
 }
 
-async fn nodes_known(cluster: &Cluster) -> usize {
-    let leader = cluster.leader().await;
-    cluster.replica(leader).read_local(|state| state.nodes().len())
+/// What receives the commands.
+#[derive(Clone)]
+pub(crate) struct AtTheEnd<S> {
+    service: S,
+    road: Road,
+}
+
+type Answering<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
+impl<S, B> Service<Request<B>> for AtTheEnd<S>
+where
+    S: Service<Request<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Response: Send,
+    S::Error: Send,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Answering<S::Response, S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let waiting = self.service.clone();
+        let mut service = std::mem::replace(&mut self.service, waiting);
+        let is_held = request.uri().path().ends_with("/Propose") && *self.road.is_closed.borrow();
+        if !is_held {
+            return Box::pin(service.call(request));
+        }
+        let road = self.road.clone();
+        road.held.fetch_add(1, Ordering::SeqCst);
+        let late = tokio::spawn(async move {
+            let open = road.is_closed.subscribe().wait_for(|is_closed| !is_closed).await.map(drop);
+            let answer = service.call(request).await;
+            open.unwrap();
+            road.held.fetch_sub(1, Ordering::SeqCst);
+            answer
+        });
+        Box::pin(async move { late.await.unwrap() })
+    }
+}
+
+fn name() -> VolumeName {
+    VolumeName::parse("a-volume").unwrap()
+}
+
+fn create() -> Command {
+    let path = AppliancePath::parse("/volumes").unwrap();
+    let address = HostAddress::parse("10.0.0.1").unwrap();
+    Command::CreateVolume {
+        id: VolumeId::for_name(&name()),
+        name: name(),
+        required: ByteSize::at_least(1).unwrap(),
+        limit_bytes: None,
+        parameters: VolumeParameters::with_defaults(path, address, 4420),
+    }
+}
+
+async fn decide(
+    cluster: &Cluster,
+    i: usize,
+    command: Command,
+    until: Instant,
+) -> Result<Response, ProposeError> {
+    cluster.running(i).run(move |replica| async move { replica.propose(command, until).await }).await
+}
+
+/// Has a follower give up a creation that is held up on its way, and then something else decided, through the leader.
+/// Answers whether the volume is there when the creation has arrived, in the same term as before.
+async fn is_created_after(meanwhile: Option<Command>) -> bool {
+    let cluster = Cluster::formed().await;
+    loop {
+        let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+        let term = cluster.replica(leader).status().term;
+        cluster.road.close(true);
+        let given_up = decide(&cluster, follower, create(), Instant::now() + PATIENCE).await;
+        let is_held_up = matches!(given_up, Err(ProposeError::Deadline(_))) && cluster.road.held() > 0;
+        if let Some(command) = meanwhile.clone() {
+            decide(&cluster, leader, command, deadline()).await.unwrap();
+        }
+        cluster.road.close(false);
+        cluster.until("all has arrived", || cluster.road.held() == 0).await;
+        let volumes = cluster.replica(leader).read_local(|state: &State| state.volumes().len());
+        // A busy machine may change leaders of its own accord, and then it is another story.
+        if is_held_up && cluster.replica(leader).status().term == term {
+            return volumes > 0;
+        }
+        assert_eq!(volumes, 0, "{given_up:?}");
+    }
 }
 
 #[tokio::test]
-async fn an_attempt_that_arrives_after_a_later_one_decides_nothing() {
-    let cluster = Cluster::formed().await;
-    let mut asker = Asker::of(&cluster).await;
-    let rows = [(1, 0, true), (2, 1, true), (2, 0, false), (2, 1, false), (2, 2, true), (3, 0, true)];
-    for (node, (question, attempt, is_taken)) in rows.into_iter().enumerate() {
-        let answer = asker.ask(node, question, attempt, u64::MAX).await;
-        assert_eq!(answer.is_ok(), is_taken, "attempt {attempt} of question {question}: {answer:?}");
-    }
-    assert_eq!(nodes_known(&cluster).await, rows.iter().filter(|row| row.2).count());
+async fn what_was_given_up_comes_to_nothing_once_something_about_the_same_was_decided() {
+    assert!(!is_created_after(Some(Command::DeleteVolume { volume: VolumeId::for_name(&name()) })).await);
+}
+
+/// Nobody was told otherwise: it was merely unknown.
+#[tokio::test]
+async fn what_was_given_up_may_come_late_if_nothing_else_was_asked() {
+    let elsewhere = VolumeId::for_name(&VolumeName::parse("another-volume").unwrap());
+    assert!(is_created_after(None).await);
+    assert!(is_created_after(Some(Command::DeleteVolume { volume: elsewhere })).await);
 }
 
 #[tokio::test]
-async fn an_attempt_that_arrives_after_its_asker_gave_up_decides_nothing() {
+async fn all_who_ask_about_the_same_at_once_are_answered() {
     let cluster = Cluster::formed().await;
-    let mut asker = Asker::of(&cluster).await;
-    let now_ms = asker.now_ms().await;
-    for (node, until_ms) in [0, now_ms].into_iter().enumerate() {
-        let why = asker.ask(node, node as u64, 0, until_ms).await.unwrap_err();
-        assert!(why.contains("has given up"), "{why}");
-    }
-    assert_eq!(nodes_known(&cluster).await, 0);
-    asker.ask(0, 10, 0, now_ms + PATIENCE_MS).await.unwrap();
-    assert_eq!(nodes_known(&cluster).await, 1);
-
-    let removed = cluster.id(cluster.follower().await);
-    let request = ChangeMembershipRequest {
-        cluster_id: asker.cluster_id.clone(),
-        term: asker.term,
-        timeout_ms: PATIENCE_MS,
-        change: Some(Change::RemoveId(removed)),
-        until_ms: now_ms,
+    let unpublish = |n: usize| Command::Unpublish {
+        volume: VolumeId::for_name(&name()),
+        node: Some(NodeId::parse(&format!("node-{n}")).unwrap()),
+        require_proof: true,
     };
-    let answer = asker.leader.change_membership(request).await.unwrap().into_inner().outcome;
-    let Some(change_membership_reply::Outcome::NotLeader(refusal)) = answer else { panic!("{answer:?}") };
-    assert!(refusal.reason.contains("has given up"), "{}", refusal.reason);
-}
-
-/// Leaps ahead whenever it is looked at.
-#[derive(Default)]
-struct LeapingClock {
-    now_ms: AtomicU64,
-    leap_ms: AtomicU64,
-}
-
-impl MonotonicClock for LeapingClock {
-    fn elapsed(&self) -> Duration {
-        let leap_ms = self.leap_ms.load(Ordering::SeqCst);
-        Duration::from_millis(self.now_ms.fetch_add(leap_ms, Ordering::SeqCst) + leap_ms)
-    }
-}
-
-/// The leader's clock says that each of a follower's attempts was under way for an hour, after it had said the time.
-#[tokio::test]
-async fn a_follower_says_until_when_it_waits() {
-    let clock = Arc::new(LeapingClock::default());
-    let mut cluster = Cluster::new();
-    cluster.clocks = [(); PLACES].map(|()| clock.clone() as Arc<dyn MonotonicClock>);
-    cluster.start_all().await;
-    let follower = cluster.follower().await;
-    clock.leap_ms.store(3_600_000, Ordering::SeqCst);
-    let held_up = cluster.propose_until(follower, 0, Instant::now() + Duration::from_secs(2)).await;
-    assert!(matches!(held_up, Err(ProposeError::Deadline(_))), "{held_up:?}");
-    assert_eq!(nodes_known(&cluster).await, 0);
-    clock.leap_ms.store(0, Ordering::SeqCst);
-    cluster.propose(follower, 0).await.unwrap();
-    assert_eq!(nodes_known(&cluster).await, 1);
+    let ask = |i| {
+        cluster.running(i).run(move |replica| async move {
+            let ask = |n| {
+                let replica = replica.clone();
+                tokio::spawn(async move { replica.propose(unpublish(n), deadline()).await })
+            };
+            for asked in (0..AT_ONCE).map(ask).collect::<Vec<_>>() {
+                assert_eq!(asked.await.unwrap().unwrap(), Response::Done);
+            }
+        })
+    };
+    tokio::join!(ask(0), ask(1), ask(2));
 }
